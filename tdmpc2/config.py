@@ -1,0 +1,334 @@
+"""Every setting of a run, and how settings are read from `key=value` words and from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from tdmpc2.errors import UserError, require, unknown_name
+from tdmpc2.spec import MODEL_SIZES, AgentSpec, Architecture, ObsKind
+from tdmpc2.tasks import expand_tasks, get_task
+
+
+def _whole(value: Any) -> Any:
+    """Let `1e6` and `7_000_000` stand for whole numbers, as people write them."""
+    if isinstance(value, str):
+        text = value.strip().replace("_", "")
+        try:
+            number = float(text)
+        except ValueError:
+            return value
+        return int(number) if number.is_integer() else value
+    return value
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "") else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Unset = BeforeValidator(_or_none)
+
+_SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class Config:
+    """Every setting of a training run. Defaults are the paper's; names are those TD-MPC2's users know."""
+
+    # --- what is learned
+    task: str
+    """A task, a task set (mt30, mt80, ...), or a comma-separated list of tasks."""
+    obs: ObsKind = "state"
+    """Observation: `state` or `rgb` (64 x 64 pixels, three frames)."""
+    episodic: bool = False
+    """Whether episodes can end by termination, which the model then predicts."""
+    steps: Annotated[Positive | None, Unset] = None
+    """Budget in agent steps (one decision each). Default: the paper's budget for the task. Not with `env_steps`."""
+    env_steps: Annotated[Positive | None, Unset] = None
+    """Budget in environment steps (agent steps x action repeat), the unit of published curves."""
+    seed: Annotated[Count, Field(lt=2**31)] = 1
+    """Seed of everything random in the run."""
+
+    # --- model
+    model_size: Annotated[int, BeforeValidator(_whole)] = 5
+    """Model size: 1, 5, 19, 48 or 317, roughly the millions of parameters."""
+    enc_dim: Annotated[Positive | None, Unset] = None
+    """Width of the encoder's hidden layers. Default: from model_size."""
+    mlp_dim: Annotated[Positive | None, Unset] = None
+    """Width of all other hidden layers. Default: from model_size."""
+    latent_dim: Annotated[Positive | None, Unset] = None
+    """Length of the latent state, a multiple of simnorm_dim. Default: from model_size (512 for rgb)."""
+    num_enc_layers: Annotated[Positive | None, Unset] = None
+    """Layers of the encoder. Default: from model_size."""
+    num_q: Annotated[Annotated[int, Field(ge=2)] | None, Unset] = None
+    """Q-functions in the ensemble, at least 2. Default: from model_size."""
+    task_dim: Annotated[Positive | None, Unset] = None
+    """Length of the task embedding (multi-task only). Default: as in the released checkpoints."""
+    num_channels: Positive = 32
+    """Channels of the pixel encoder's convolutions."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Dropout on the first layer of the Q-functions."""
+    simnorm_dim: Positive = 8
+    """Size of the groups that SimNorm normalises."""
+    num_bins: Annotated[int, Field(ge=2)] = 101
+    """Bins of the two-hot regression of rewards and values."""
+    vmin: float = -10.0
+    """Lowest bin, in symlog space."""
+    vmax: float = 10.0
+    """Highest bin, in symlog space."""
+    log_std_min: float = -10.0
+    """Lowest log standard deviation of the policy prior."""
+    log_std_max: float = 2.0
+    """Highest log standard deviation of the policy prior."""
+
+    # --- learning
+    batch_size: Annotated[Positive | None, Unset] = None
+    """Sequences in a batch. Default: 256 for one task, 1024 for several."""
+    horizon: Positive = 3
+    """Steps the model is unrolled for, in learning and planning."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate."""
+    enc_lr_scale: Weight = 0.3
+    """Factor on the encoder's learning rate."""
+    grad_clip_norm: Annotated[float, Field(gt=0)] = 20.0
+    """Largest global norm of the gradients."""
+    tau: Rate = 0.01
+    """Rate of the target Q-functions' and the running scale's moving averages."""
+    rho: Rate = 0.5
+    """Weight of step t of the unrolled model is rho ** t."""
+    consistency_coef: Weight = 20.0
+    """Weight of the latent consistency loss."""
+    reward_coef: Weight = 0.1
+    """Weight of the reward loss."""
+    value_coef: Weight = 0.1
+    """Weight of the value loss."""
+    termination_coef: Weight = 1.0
+    """Weight of the termination loss (episodic tasks)."""
+    entropy_coef: Weight = 1e-4
+    """Weight of the policy prior's entropy."""
+    discount_denom: Annotated[float, Field(gt=1)] = 5.0
+    """Discount = clip((T/denom - 1) / (T/denom), discount_min, discount_max) for episodes of T agent steps."""
+    discount_min: Rate = 0.95
+    """Smallest discount."""
+    discount_max: Rate = 0.995
+    """Largest discount."""
+
+    # --- planning
+    mpc: bool = True
+    """Plan with MPPI; false acts with the policy prior alone."""
+    iterations: Positive = 6
+    """Iterations of MPPI (two more where actions have 20 or more dims)."""
+    num_samples: Positive = 512
+    """Action sequences evaluated in an iteration."""
+    num_elites: Positive = 64
+    """Best sequences the next distribution is fitted to."""
+    num_pi_trajs: Count = 24
+    """Sequences, among num_samples, that the policy prior rolls out."""
+    min_std: Annotated[float, Field(gt=0)] = 0.05
+    """Smallest standard deviation of the planner's distribution."""
+    max_std: Annotated[float, Field(gt=0)] = 2.0
+    """Largest, and first, standard deviation of the planner's distribution."""
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    """How strongly better elites weigh more."""
+
+    # --- acting and remembering
+    num_envs: Positive = 1
+    """Training environments stepped side by side; updates per agent step stay the same."""
+    seed_steps: Annotated[Positive | None, Unset] = None
+    """Agent steps at random before learning starts. Default: max(1000, 5 x episode length)."""
+    buffer_size: Positive = 1_000_000
+    """Rows of replay that are kept and sampled."""
+
+    # --- evaluation and records
+    eval_freq: Positive = 50_000
+    """Agent steps between evaluations."""
+    eval_episodes: Positive = 10
+    """Episodes of an evaluation, acted side by side."""
+    checkpoint_freq: Positive = 10_000
+    """Agent steps between checkpoints."""
+    wandb: bool = False
+    """Log to Weights & Biases as well (needs `pip install wandb` and `wandb login`)."""
+    wandb_project: str = "tdmpc2"
+    """Weights & Biases project."""
+    wandb_entity: Annotated[str | None, Unset] = None
+    """Weights & Biases user or team."""
+    results_dir: str = "results"
+    """Folder of all results."""
+    exp_name: str = "default"
+    """Experiment: the run's folder is results_dir/exp_name/runs/RUN."""
+    label: str = ""
+    """Added to the run's name, to tell variants of one task, size and seed apart."""
+
+    # --- where it runs
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[Positive | None, Unset] = None
+    """CPU threads of the run. Default: all cores."""
+
+    def __post_init__(self) -> None:
+        expand_tasks(self.task, where="task")
+        if self.model_size not in MODEL_SIZES:
+            near = min(MODEL_SIZES, key=lambda size: abs(size - self.model_size))
+            valid = ", ".join(map(str, MODEL_SIZES))
+            raise UserError(f"model_size: no size {self.model_size}; nearest is {near} (valid: {valid})")
+        if self.steps is not None and self.env_steps is not None:
+            raise UserError("steps and env_steps: give one of them (env_steps = steps x action repeat)")
+        require(self.vmin < self.vmax, "vmin must be below vmax")
+        require(self.min_std <= self.max_std, "min_std must not be above max_std")
+        require(self.log_std_min < self.log_std_max, "log_std_min must be below log_std_max")
+        require(self.discount_min <= self.discount_max, "discount_min must not be above discount_max")
+        require(self.num_elites <= self.num_samples, "num_elites must not be above num_samples")
+        require(self.num_pi_trajs <= self.num_samples, "num_pi_trajs must not be above num_samples")
+        require(
+            self.latent_dim is None or self.latent_dim % self.simnorm_dim == 0,
+            f"latent_dim must be a multiple of simnorm_dim ({self.simnorm_dim})",
+        )
+        for field in ("exp_name", "label"):
+            text = getattr(self, field)
+            require(
+                all(c.isalnum() or c in "-_." for c in text) and not text.startswith("."),
+                f"{field} names a folder: letters, digits, '-', '_' and '.' only, not {text!r}",
+            )
+        require(self.exp_name != "", "exp_name must not be empty")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, task sets expanded."""
+        return expand_tasks(self.task)
+
+    @property
+    def agent_steps(self) -> int:
+        """Budget in agent steps, whichever way it was given; the paper's budget where it was not."""
+        task = get_task(self.tasks[0])
+        if self.steps is not None:
+            return self.steps
+        env_steps = task.paper_env_steps if self.env_steps is None else self.env_steps
+        return max(1, env_steps // task.action_repeat)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's folder, e.g. `walker-walk-5M-seed1`."""
+        parts = [self.task.replace(",", "+"), "rgb" if self.obs == "rgb" else "", f"{self.model_size}M"]
+        return "-".join([part for part in (*parts, self.label) if part] + [f"seed{self.seed}"])
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the run's results: all but where it runs and is recorded."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_IDENTITY}
+
+    def digest(self) -> str:
+        """A short hash of `identity`, the same in every process."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+NOT_IDENTITY = frozenset(
+    "wandb wandb_project wandb_entity results_dir exp_name label device threads checkpoint_freq".split()
+)
+"""Settings that leave a run's results as they are."""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class EvaluateConfig:
+    """Settings of `tdmpc2 evaluate`."""
+
+    run: str
+    """Folder of the run."""
+    episodes: Positive = 10
+    """Episodes for each task, acted side by side."""
+    seed: Count = 1
+    """Seed of the evaluation's environments and planner."""
+    mpc: bool = True
+    """Plan with MPPI; false acts with the policy prior alone."""
+    video: bool = False
+    """Write an MP4 of the first episode into the run's folder."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[Positive | None, Unset] = None
+    """CPU threads. Default: all cores."""
+
+
+Settings = TypeVar("Settings")
+
+
+def parse_settings(cls: Callable[..., Settings], words: Iterable[str]) -> Settings:
+    """Settings from `key=value` words, as typed on the command line.
+
+    Args:
+        cls: `Config` or another settings dataclass of this module.
+        words: e.g. `["task=dog-run", "steps=7_000_000"]`.
+
+    Raises:
+        UserError: a word without `=`, an unknown or repeated key, a value of the wrong type or range.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} is not of the form key=value")
+        if key in values:
+            raise UserError(f"{key} is given twice")
+        values[key] = value
+    return make_settings(cls, values)
+
+
+def make_settings(cls: Callable[..., Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+    """Settings from a mapping, every fault reported as a `UserError` that names the field.
+
+    Args:
+        cls: `Config` or another settings dataclass of this module.
+        values: values by field name; strings are converted to the field's type.
+        where: the file they were read from, for the message.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one), a missing one, a wrong type or range.
+    """
+    prefix = f"{where}: " if where else ""
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # a dataclass, by contract
+    for key in values:
+        if key not in fields:
+            raise unknown_name("setting", str(key), fields, where)
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            field = ".".join(str(part) for part in fault["loc"][:1])
+            given = "" if fault["type"] == "missing_argument" else f" (given: {fault['input']!r})"
+            faults.append(f"{field}: {fault['msg'].lower()}{given}")
+        raise UserError(prefix + "; ".join(dict.fromkeys(faults))) from None
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def architecture(config: Config, spec: AgentSpec) -> Architecture:
+    """The model's widths and depths: the size's, as the task set changes them, as the config overrides them.
+
+    The released mt30 checkpoints differ from the table of sizes: task embeddings of 64 at sizes 5, 19 and 48, and a
+    latent state of 512 at size 19. A pixel encoder's latent length follows from its convolutions.
+    """
+    size = dataclasses.asdict(MODEL_SIZES[config.model_size])
+    is_mt30 = set(spec.tasks) == set(expand_tasks("mt30"))
+    if is_mt30 and config.model_size == 19:
+        size["latent_dim"] = 512
+    if spec.obs == "rgb":
+        size["latent_dim"] = config.num_channels * 16  # the last convolution's output is 4 x 4
+        require(
+            config.latent_dim in (None, size["latent_dim"]),
+            "latent_dim follows from num_channels for obs=rgb",
+        )
+    size["task_dim"] = (64 if is_mt30 and config.model_size in (5, 19, 48) else 96) if spec.multitask else 0
+    for name in size:
+        override = getattr(config, name)
+        if override is not None and (name != "task_dim" or spec.multitask):
+            size[name] = override
+    return Architecture(**size)
