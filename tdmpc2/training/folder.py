@@ -1,0 +1,162 @@
+"""One run = one folder: settings, status, logs, checkpoint, replay; one process at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import yaml
+
+from tdmpc2.config import Config, make_settings
+from tdmpc2.errors import UserError
+
+State = Literal["running", "done", "failed", "interrupted"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How far a run has come; the content of its status.json."""
+
+    state: State
+    agent_steps: int
+    total_agent_steps: int
+    env_steps: int
+    total_env_steps: int
+    updates: int
+    seconds: float
+    """Wall-clock time spent on the run so far, over all its processes."""
+    seconds_left: float | None
+    """Estimate; None where there is nothing to go by yet."""
+    phase: str
+    """What the run is at: acting at random, learning, evaluating."""
+    last_return: float | None
+    """Return (or success) of the last evaluation."""
+    message: str
+    """Why it failed or stopped."""
+    digest: str
+    version: str
+    device: str
+    hardware: str
+    pid: int
+    host: str
+    updated: float
+    """Unix time of writing."""
+
+
+class RunFolder:
+    """The paths of a run."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.status_file = self.path / "status.json"
+        self.train_csv = self.path / "train.csv"
+        self.eval_csv = self.path / "eval.csv"
+        self.checkpoint = self.path / "checkpoint" / "latest.pt"
+        self.replay = self.path / "replay"
+        self.tensorboard = self.path / "tensorboard"
+        self.videos = self.path / "videos"
+        self._lock_file = self.path / ".lock"
+        self._lock: TextIO | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        """The folder that belongs to a config: results_dir/exp_name/runs/RUN."""
+        return cls(Path(config.results_dir) / config.exp_name / "runs" / config.run_name)
+
+    def claim(self, config: Config) -> None:
+        """Make the folder this process's own, new or to resume.
+
+        Raises:
+            UserError: another process is on it, or it holds a run with other settings; names them.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"{self.path}: cannot be made the run's folder ({error.strerror})") from None
+        self._lock = self._lock_file.open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "another process"
+            self._lock.close()
+            self._lock = None
+            raise UserError(f"{self.path}: {owner} is working on this run; wait for it or stop it first") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}")
+        self._lock.flush()
+        if self.config_file.exists():
+            self._check_same(config)
+        else:
+            write_text(self.config_file, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock is not None:
+            self._lock.close()  # the kernel frees the lock, as it does when a process is killed
+            self._lock = None
+
+    def _check_same(self, config: Config) -> None:
+        there, now = self.read_config().identity(), config.identity()
+        changed = [f"{k}={there.get(k)} there, {k}={now.get(k)} now" for k in now if there.get(k) != now.get(k)]
+        if changed:
+            raise UserError(
+                f"{self.path}: holds a run with other settings ({'; '.join(changed)}). "
+                "Give the new run another label= or exp_name=, or use the old settings to resume"
+            )
+
+    def read_config(self) -> Config:
+        """The run's settings.
+
+        Raises:
+            UserError: there are none, or they are damaged; names the file and the field.
+        """
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path}: not a run's folder (no {self.config_file.name})")
+        try:
+            values = yaml.safe_load(self.config_file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config_file}: damaged ({error})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{self.config_file}: damaged (not a mapping of settings)")
+        return make_settings(Config, values, where=str(self.config_file))
+
+    def write_status(self, status: Status) -> None:
+        """Write status.json, whole."""
+        write_text(self.status_file, json.dumps(dataclasses.asdict(status), indent=1))
+
+    def read_status(self) -> Status | None:
+        """The run's status; None where it has not begun, or its status is damaged."""
+        try:
+            values: dict[str, Any] = json.loads(self.status_file.read_text())
+            return Status(**values)
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, TypeError):
+            return None
+
+    def is_claimed(self) -> bool:
+        """Whether a living process is on the run."""
+        if not self._lock_file.exists():
+            return False
+        with self._lock_file.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

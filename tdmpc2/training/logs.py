@@ -1,0 +1,176 @@
+"""What a run writes down: CSV files, TensorBoard events and, where asked for, Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdmpc2.config import Config
+from tdmpc2.errors import UserError
+
+LOSSES = (
+    "consistency_loss",
+    "reward_loss",
+    "value_loss",
+    "termination_loss",
+    "total_loss",
+    "grad_norm",
+    "pi_loss",
+    "pi_grad_norm",
+    "pi_entropy",
+    "pi_scaled_entropy",
+    "pi_scale",
+)
+"""Metrics of an update, in the order of their columns."""
+
+CLOCK = ("env_steps", "agent_steps", "updates", "seconds", "task")
+TRAIN_COLUMNS = (*CLOCK, "episode", "episode_length", "return", "success", "terminated", *LOSSES)
+EVAL_COLUMNS = (*CLOCK, "episodes", "return", "return_std", "success", "episode_length")
+
+
+class CsvLog:
+    """A CSV file that grows by rows, and can be cut back to the length it had at a checkpoint.
+
+    Args:
+        path: the file.
+        columns: its columns.
+        length: bytes to keep of what is there; 0 starts afresh.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], length: int) -> None:
+        self._columns = columns
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", newline="")
+        self._file.truncate(length)
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        if length == 0:
+            self._writer.writeheader()
+            self._file.flush()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row; what is absent or not a number becomes an empty field."""
+        self._writer.writerow({column: _field(row.get(column)) for column in self._columns})
+        self._file.flush()
+
+    def length(self) -> int:
+        """Bytes written so far, safely on disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _field(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.7g}" if isinstance(value, float) else value
+
+
+class RunningMeans:
+    """Means of the updates' metrics since they were last taken, added up on the device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take in one update's metrics."""
+        self._count += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def take(self) -> dict[str, float]:
+        """The means, by name; begins anew."""
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take over what `state_dict` returned."""
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._count = state["count"]
+
+
+class EventLog:
+    """TensorBoard events and Weights & Biases, over environment steps.
+
+    Args:
+        folder: folder of the events.
+        config: the run's settings.
+        env_steps: where the run resumes; later events of an earlier process are void.
+
+    Raises:
+        UserError: Weights & Biases is asked for and not installed, or not logged in.
+    """
+
+    def __init__(self, folder: Path, config: Config, env_steps: int) -> None:
+        self._wandb = start_wandb(config, folder.parent) if config.wandb else None
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._events = SummaryWriter(str(folder), purge_step=env_steps or None)
+
+    def write(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Write the numbers of a row under `kind/`."""
+        step = int(row["env_steps"])
+        numbers = {
+            f"{kind}/{name}": float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name != "env_steps" and not math.isnan(value)
+        }
+        for name, value in numbers.items():
+            self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({**numbers, "env_steps": step})
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_wandb() -> ModuleType:
+    """The package wandb, ready to log.
+
+    Raises:
+        UserError: it is not installed, or nobody is logged in.
+    """
+    try:
+        wandb = importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        if error.name != "wandb":
+            raise  # installed, but broken
+        raise UserError("wandb=true needs the package: pip install 'tdmpc2-workbench[wandb]'") from None
+    if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.Api().api_key:
+        raise UserError("wandb=true: nobody is logged in; run `wandb login` first, or set WANDB_MODE=offline")
+    return wandb
+
+
+def start_wandb(config: Config, folder: Path) -> Any:
+    """Begin, or resume, the Weights & Biases run that belongs to this config."""
+    return check_wandb().init(
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        group=config.exp_name,
+        name=config.run_name,
+        id=f"{config.exp_name}-{config.run_name}-{config.digest()}",
+        resume="allow",
+        dir=str(folder),
+        config=dataclasses.asdict(config),
+    )

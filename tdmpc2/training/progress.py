@@ -1,0 +1,155 @@
+"""Signs of life: the run's status file, and a progress bar or, where there is no terminal, a line now and then."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+import tdmpc2
+from tdmpc2.config import Config
+from tdmpc2.tasks import get_task
+from tdmpc2.training.folder import RunFolder, State, Status
+
+STATUS_SECONDS = 2.0
+"""Seconds between two writes of the status, at the least."""
+LINE_SECONDS = 30.0
+"""Seconds between two lines, where there is no terminal."""
+WINDOW_SECONDS = 120.0
+"""How far back the speed is measured."""
+
+
+class RunProgress:
+    """Follows a run and tells of it.
+
+    Args:
+        folder: the run's folder.
+        config: its settings.
+        device: device, for the record.
+        hardware: machine, for the record.
+        seconds: time spent on the run by earlier processes.
+        show: whether to write to the terminal.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: Config, device: str, hardware: str, seconds: float, show: bool
+    ) -> None:
+        self._folder, self._config = folder, config
+        self._device, self._hardware = device, hardware
+        self._repeat = get_task(config.tasks[0]).action_repeat
+        self._total = config.agent_steps
+        self._start = time.monotonic() - seconds
+        self._history: deque[tuple[float, int]] = deque()
+        self._written = self._printed = 0.0
+        self._agent_steps = self._updates = 0
+        self._last_return: float | None = None
+        self._phase = "starting"
+        self._console = Console(stderr=True, quiet=not show)
+        self._bar: Progress | None = None
+        self._bar_task = TaskID(0)
+        if show and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+                refresh_per_second=2,
+            )
+            self._bar_task = self._bar.add_task(config.run_name, total=self._total, text="")
+            self._bar.start()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds spent on the run, over all its processes."""
+        return time.monotonic() - self._start
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def evaluated(self, score: float) -> None:
+        """Take in the score of an evaluation."""
+        self._last_return = score
+
+    def update(self, phase: str, agent_steps: int, updates: int) -> None:
+        """Take in how far the run is; tells of it when it is time to."""
+        self._phase, self._agent_steps, self._updates = phase, agent_steps, updates
+        now = time.monotonic()
+        if now - self._written < STATUS_SECONDS:
+            return
+        if updates > 0:
+            self._history.append((now, updates))
+            while now - self._history[0][0] > WINDOW_SECONDS:
+                self._history.popleft()
+        self._write("running", "")
+        self._show(now)
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the updates still to do, which take nearly all of the time; None while there is no speed."""
+        if len(self._history) < 2:
+            return None
+        (then, before), (now, after) = self._history[0], self._history[-1]
+        return (self._total - after) * (now - then) / (after - before) if after > before else None
+
+    def finish(self, state: State, message: str = "") -> None:
+        """Write the last status."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._write(state, message)
+
+    def _write(self, state: State, message: str) -> None:
+        self._written = time.monotonic()
+        self._folder.write_status(
+            Status(
+                state=state,
+                agent_steps=self._agent_steps,
+                total_agent_steps=self._total,
+                env_steps=self._agent_steps * self._repeat,
+                total_env_steps=self._total * self._repeat,
+                updates=self._updates,
+                seconds=round(self.seconds, 2),
+                seconds_left=self.seconds_left() if state == "running" else None,
+                phase=self._phase,
+                last_return=self._last_return,
+                message=message,
+                digest=self._config.digest(),
+                version=tdmpc2.__version__,
+                device=self._device,
+                hardware=self._hardware,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                updated=time.time(),
+            )
+        )
+
+    def _show(self, now: float) -> None:
+        left = self.seconds_left()
+        parts = [
+            self._phase,
+            f"{self._agent_steps * self._repeat:,}/{self._total * self._repeat:,} env steps",
+            f"{self._updates:,} updates",
+            "" if self._last_return is None else f"score {self._last_return:.3g}",
+            "" if left is None else f"{format_duration(left)} left",
+        ]
+        text = " · ".join(part for part in parts if part)
+        if self._bar is not None:
+            self._bar.update(self._bar_task, completed=self._updates, text=text)
+        elif now - self._printed > LINE_SECONDS:
+            self._printed = now
+            self.note(f"{self._config.run_name}: {text}")
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

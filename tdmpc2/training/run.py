@@ -1,0 +1,65 @@
+"""A run from its config to its folder: new, resumed or already done."""
+
+from __future__ import annotations
+
+import torch
+
+from tdmpc2.agent.checkpoints import FREE_SPACE, is_disk_full
+from tdmpc2.config import Config
+from tdmpc2.errors import UserError
+from tdmpc2.training.folder import RunFolder
+from tdmpc2.training.logs import check_wandb
+from tdmpc2.training.online import OnlineTraining, check_trainable
+from tdmpc2.training.runtime import Stopped, StopRequest, prepare_process, stop_on_signals
+
+
+def train(config: Config, show_progress: bool = True, stop: StopRequest | None = None) -> RunFolder:
+    """Train one run to its end; the same call again resumes it, and does nothing once it is done.
+
+    Args:
+        config: the run's settings, which decide its folder.
+        show_progress: whether to write to the terminal.
+        stop: set from elsewhere to stop the run between two steps; SIGTERM and Ctrl-C do so as well.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        UserError: bad settings; another process is on the folder, or it holds a run with other settings.
+        Stopped: a stop was requested; the run is checkpointed and the same call goes on with it.
+        Exception: whatever else went wrong; the folder's status says what.
+    """
+    check_trainable(config)
+    if config.wandb:
+        check_wandb()
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    try:
+        status = folder.read_status()
+        if status is not None and status.state == "done":
+            return folder
+        with stop_on_signals(stop) as request:
+            prepare_process(config.threads)
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            _train(config, folder, request, show_progress)
+    finally:
+        folder.release()
+    return folder
+
+
+def _train(config: Config, folder: RunFolder, stop: StopRequest, show_progress: bool) -> None:
+    training = OnlineTraining(config, folder, stop, show_progress)
+    try:
+        training.run()
+    except (Stopped, KeyboardInterrupt):
+        training.progress.finish("interrupted", "stopped on request")
+        raise
+    except BaseException as error:
+        training.progress.finish("failed", str(error) or type(error).__name__)
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise UserError(f"{folder.path}: the disk is full. {FREE_SPACE}") from error
+        raise
+    else:
+        training.progress.finish("done")
+    finally:
+        training.close()

@@ -1,0 +1,91 @@
+"""The process and the machine that a run runs on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+import torch
+
+
+def prepare_process(threads: int | None) -> None:
+    """Set the number of CPU threads, and let the allocator keep the memory it is given.
+
+    Every update allocates and frees the same large tensors. glibc hands such blocks back to the kernel at once, and
+    the kernel zeroes them page by page when they are asked for again: a third of an update's time on the CPU.
+    """
+    torch.set_num_threads(threads or available_cores())
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The machine in a line, for records: processor, cores, memory, GPU."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    memory = psutil.virtual_memory().total / 2**30
+    parts = [f"{name}, {available_cores()} cores, {memory:.0f} GiB"]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    return "; ".join(parts)
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop: true after the first SIGTERM or Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def check(self) -> None:
+        """Raises `Stopped` if a stop was requested."""
+        if self.requested:
+            raise Stopped
+
+
+class Stopped(Exception):  # noqa: N818  # not an error
+    """The run was asked to stop and did, between two steps."""
+
+
+@contextmanager
+def stop_on_signals(request: StopRequest | None = None) -> Iterator[StopRequest]:
+    """Turn the first SIGTERM or SIGINT into a request, which the loops heed between two steps; the second kills.
+
+    Args:
+        request: what to set; by default a new one.
+    """
+    request = request if request is not None else StopRequest()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        previous = {number: signal.signal(number, on_signal) for number in numbers}
+    except ValueError:  # signals are the main thread's alone; elsewhere the caller sets the request
+        previous = {}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
