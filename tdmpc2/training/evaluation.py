@@ -36,15 +36,14 @@ class Evaluator:
         tasks: one task an episode, all of equal shapes.
         obs: kind of observation.
         seed: the seed that all episodes derive from.
+        parallel: whether each environment has a process of its own. With states, planning takes all the time;
+            rendering pixels is worth it.
     """
 
-    def __init__(self, tasks: Sequence[str], obs: ObsKind, seed: int) -> None:
+    def __init__(self, tasks: Sequence[str], obs: ObsKind, seed: int, parallel: bool) -> None:
         self._tasks, self._seed = list(tasks), seed
         seeds = [derive_seed(seed, Stream.EVAL_EPISODE, 0, i) for i in range(len(tasks))]
-        # Planning takes all the time that states need; rendering pixels is worth processes of their own.
-        self.env: VectorEnv[Any, Any, Any] = make_vector_env(
-            self._tasks, seeds, obs, parallel=obs == "rgb" and len(self._tasks) > 1
-        )
+        self.env: VectorEnv[Any, Any, Any] = make_vector_env(self._tasks, seeds, obs, parallel)
 
     def evaluate(self, agent: TDMPC2, when: int, on_step: Callable[[int], None] | None = None) -> list[EpisodeScore]:
         """Run one episode in each environment, without exploration noise.

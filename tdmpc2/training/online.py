@@ -166,7 +166,7 @@ class OnlineTraining:
 
         if self._evaluator is None:
             tasks = [self.task.name] * self.config.eval_episodes
-            self._evaluator = Evaluator(tasks, self.config.obs, self.config.seed)
+            self._evaluator = Evaluator(tasks, self.config.obs, self.config.seed, parallel=self.config.obs == "rgb")
         scores = self._evaluator.evaluate(self.agent, self.steps, on_step)
         for outcome in summarise(scores).values():
             row = self._clock() | outcome

@@ -9,8 +9,10 @@ from tdmpc2.config import Config
 from tdmpc2.errors import UserError
 from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.logs import check_wandb
-from tdmpc2.training.online import OnlineTraining, check_trainable
+from tdmpc2.training.online import DivergedError, OnlineTraining, check_trainable
 from tdmpc2.training.runtime import Stopped, StopRequest, prepare_process, stop_on_signals
+
+__all__ = ["DivergedError", "train"]
 
 
 def train(config: Config, show_progress: bool = True, stop: StopRequest | None = None) -> RunFolder:

@@ -1,0 +1,139 @@
+"""The command `tdmpc2`: train, evaluate, sweep, info."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tdmpc2.config import Config, EvaluateConfig, architecture, parse_settings
+from tdmpc2.errors import UserError
+from tdmpc2.spec import AgentSpec
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run_command(options))
+    except UserError as error:
+        print(f"tdmpc2: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tdmpc2: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    from tdmpc2.sweeps.commands import register
+
+    parser = argparse.ArgumentParser(prog="tdmpc2", description="A benchmark and analysis workbench for TD-MPC2.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    for name, run_command, settings, text in (
+        ("train", _train, Config, "train one run, or resume it"),
+        ("evaluate", _evaluate, EvaluateConfig, "evaluate, and film, the agent in a run's folder"),
+        ("info", _info, Config, "show what a run would use: model, parameters, budget"),
+    ):
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_describe_settings(settings),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("settings", nargs="+", metavar="key=value", help="settings; see below")
+        verb.add_argument("--quiet", action="store_true", help="no progress")
+        verb.set_defaults(run_command=run_command)
+    register(verbs)
+    return parser
+
+
+def _describe_settings(cls: type[Config] | type[EvaluateConfig]) -> str:
+    """The settings with their defaults and the docstrings under their fields."""
+    lines = ["settings:"]
+    docs = {name: info.description for name, info in cls.__pydantic_fields__.items()}  # type: ignore[union-attr]
+    for field in dataclasses.fields(cls):
+        required = field.name in ("task", "run")
+        default = "" if required else f"={_plain_default(cls, field.name)}"
+        lines.append(f"  {field.name}{default}\n      {docs[field.name]}")
+    return "\n".join(lines)
+
+
+def _plain_default(cls: type[Config] | type[EvaluateConfig], name: str) -> str:
+    default = cls.__pydantic_fields__[name].default  # type: ignore[union-attr]
+    return str(default).lower() if isinstance(default, bool) or default is None else str(default)
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = parse_settings(Config, options.settings)
+    from tdmpc2.training.folder import RunFolder
+    from tdmpc2.training.run import DivergedError, train
+    from tdmpc2.training.runtime import Stopped
+
+    folder = RunFolder.of(config)
+    status = folder.read_status()
+    if status is not None and status.state == "done" and folder.read_config().digest() == config.digest():
+        print(f"{folder.path}: done already; evaluate it with `tdmpc2 evaluate run={folder.path}`")
+        return 0
+    try:
+        train(config, show_progress=not options.quiet)
+    except Stopped:
+        print(f"stopped and checkpointed; the same command goes on with {folder.path}", file=sys.stderr)
+        return INTERRUPTED
+    except DivergedError as error:
+        print(f"tdmpc2: {error}", file=sys.stderr)
+        return 1
+    print(f"{folder.path}: done")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    config = parse_settings(EvaluateConfig, options.settings)
+    from tdmpc2.training.evaluate_run import evaluate_run
+
+    rows = evaluate_run(config, show_progress=not options.quiet)
+    columns = ["task", "env_steps", "episodes", "return", "return_std", "success", "video"]
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    Console().print(table)
+    return 0
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _info(options: argparse.Namespace) -> int:
+    config = parse_settings(Config, options.settings)
+    import torch
+
+    from tdmpc2.agent.world_model import WorldModel
+
+    spec = AgentSpec.from_tasks(config.tasks, config.obs)
+    with torch.device("meta"):  # shapes only: size 317 needs no memory
+        counts = WorldModel(config, spec).parameter_counts()
+    table = Table("part", "parameters", title=f"{config.task}, model size {config.model_size}")
+    table.columns[1].justify = "right"
+    for part, count in counts.items():
+        if part == "total":
+            table.add_section()
+        table.add_row(part.replace("_", " "), f"{count:,}")
+    console = Console()
+    console.print(table)
+    widths = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(architecture(config, spec)).items())
+    console.print(f"architecture: {widths}", highlight=False)
+    console.print(
+        f"observation {spec.obs_shape}, action ({spec.action_dim},), {len(spec.tasks)} task(s)", highlight=False
+    )
+    return 0
