@@ -1,0 +1,58 @@
+# The two commands that matter: `make sweep` and `make test`. Each sets up what it needs first.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+SWEEP ?= quickstart
+RESULTS ?= results
+REFERENCE ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep plan status report test test-slow lint bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  SWEEP=name picks the sweep (default: quickstart; see scripts/sweeps/), ARGS='...' adds options."
+
+setup: $(VENV)/.installed ## Create the virtual environment and install everything
+
+$(VENV)/.installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name it by PYTHON=..."; exit 2; }
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+sweep: setup ## Run a sweep to its report (resumes where it stopped)
+	@failed=0; $(BIN)/tdmpc2 sweep run $(SWEEP) --results $(RESULTS) $(ARGS) || failed=$$?; \
+	if [ $$failed -le 1 ]; then \
+	  $(BIN)/python -m analysis.report $(RESULTS)/$(SWEEP) $(if $(REFERENCE),--reference $(REFERENCE)) || exit $$?; \
+	fi; exit $$failed
+
+plan: setup ## Show a sweep's runs and their cost
+	@$(BIN)/tdmpc2 sweep plan $(SWEEP) --results $(RESULTS)
+
+status: setup ## Show how far a sweep is
+	@$(BIN)/tdmpc2 sweep status $(SWEEP) --results $(RESULTS)
+
+report: setup ## Make a sweep's report (REFERENCE=folder overlays published curves)
+	@$(BIN)/python -m analysis.report $(RESULTS)/$(SWEEP) $(if $(REFERENCE),--reference $(REFERENCE))
+
+test: setup ## Run the tests
+	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-slow: setup ## Run the slow tests too (learning, large models)
+	@$(BIN)/python -m pytest -m '' $(ARGS)
+
+lint: setup ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup ## Measure speed: a table here, a record in results/bench/
+	@$(BIN)/python scripts/benchmark.py $(ARGS)
+
+clean: ## Remove the virtual environment and caches (results stay)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
