@@ -1,0 +1,72 @@
+"""Environments by task name, whichever simulator they run in."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+import gymnasium
+import numpy as np
+
+from tdmpc2.errors import UserError, unknown_name
+from tdmpc2.spec import ObsKind
+from tdmpc2.tasks import get_task
+
+Env = gymnasium.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+class Backend(NamedTuple):
+    """Where the environments of one domain are built."""
+
+    module: str
+    """Module with a function `build(task, seed, obs)`; imported when a task of the domain is first asked for."""
+    package: str
+    """The simulator's Python package."""
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "dmcontrol": Backend("tdmpc2.envs.dmcontrol", "dm_control"),
+}
+"""The domains that this version runs."""
+
+
+def make_env(name: str, seed: int = 0, obs: ObsKind = "state") -> Env:
+    """One environment of a task.
+
+    * Observation: float32 vector of the task's length (state), or uint8 (9, 64, 64), three RGB frames of 64 x 64
+      stacked along the channels, oldest first (rgb).
+    * Action: float32 vector in [-1, 1], clipped to it, repeated `action_repeat` times with the rewards summed.
+    * `truncated` is true at the task's time limit (`episode_length` agent steps).
+    * `info["success"]` is always there: 1.0 or 0.0, NaN in tasks without a success criterion (all of DMControl).
+    * `render()` gives an RGB picture for videos, apart from the observation.
+    * `reset(seed=s)` makes the episodes that follow a function of s and the actions; `reset()` goes on with the
+      stream that the construction seed, or the last seeded reset, began.
+
+    Args:
+        name: a task of the registry.
+        seed: seed of the environment and of its action space, in [0, 2**32).
+        obs: kind of observation.
+
+    Raises:
+        UserError: the task is unknown, of a domain that this version does not run, its simulator is not installed,
+            or pixels are asked for where nothing can render.
+        RuntimeError: the simulator's dims are not those of the registry.
+    """
+    task = get_task(name)
+    if obs not in get_args(ObsKind):
+        raise unknown_name("observation kind", obs, get_args(ObsKind), "obs")
+    if task.domain not in BACKENDS:
+        runs = ", ".join(BACKENDS)
+        raise UserError(f"task {name} cannot be run: it is of domain {task.domain}; this version runs {runs}")
+    backend = BACKENDS[task.domain]
+    try:
+        env: Env = importlib.import_module(backend.module).build(task, seed, obs)
+    except ModuleNotFoundError as error:
+        if error.name != backend.package:  # the simulator is there but broken: its own error says more
+            raise
+        raise UserError(
+            f"task {name} needs the Python package {backend.package}, which is not installed;"
+            " install this project's requirements (pip install -e . in its folder)"
+        ) from error
+    return env
