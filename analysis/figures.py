@@ -1,0 +1,315 @@
+"""Figures from tidy tables. They compute nothing but positions: every number drawn comes from `analysis.scores`.
+
+All functions return a matplotlib Figure made without pyplot, so nothing global is left behind; save it by `style.save`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.layout import add_legend, legend_height, panel_grid
+from analysis.results import registry_table
+from analysis.scores import (
+    MIN_SEEDS_FOR_INTERVAL,
+    PUBLISHED,
+    SERIES,
+    curves,
+    groups,
+    percentiles,
+    primary,
+    published_algorithms,
+    task_order,
+)
+from tdmpc2.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STEPS_LABEL = "Environment steps"
+METRIC_LABELS = {"return": "Return", "success": "Success rate"}
+SCORE_LABEL = "Normalised score (return / 10, success \N{MULTIPLICATION SIGN} 100)"
+FREE_SCALE_PANELS = 12
+"""Up to so many panels, each has a y-axis of its own; with more, all share the metric's full range."""
+MAX_RUN_LINES = 12
+"""Up to so many runs, `training_losses` draws each as a line."""
+
+_GREY = "#777777"
+_Styles = Mapping[tuple[str, str, Any], style.SeriesStyle]
+
+
+def learning_curves(
+    table: pd.DataFrame, reference: pd.DataFrame | None = None, tasks: Sequence[str] | None = None
+) -> Figure:
+    """Learning curves as small multiples, one panel a task: value of the task's own metric over environment steps.
+
+    Thick: the mean over seeds. Thin: each seed, where there are several. Shaded: the 95% interval of the mean from
+    three seeds on, the range of the seeds with two. Dotted: a random policy, where the registry knows its return.
+    Dashed: published curves (mean over seeds), over the steps of the runs only.
+
+    Args:
+        table: tidy table of evaluations.
+        reference: tidy table of published curves.
+        tasks: tasks to draw a panel for, also where there is no evaluation; default: those of the table.
+
+    Returns:
+        A figure whose axes are the panels, titled by task; the legend is the figure's.
+    """
+    from matplotlib.figure import Figure
+
+    table = primary(table)
+    names = task_order(table["task"] if tasks is None else tasks)
+    means = curves(table)
+    published = curves(primary(reference[reference["task"].isin(names)])) if reference is not None else means.iloc[:0]
+    styles = style.series_styles([*_series(means), *_series(published)])
+    free = len(names) <= FREE_SCALE_PANELS
+    legend = _curve_legend(styles, means, any(TASKS[name].random_return is not None for name in names))
+
+    with style.applied():
+        figure = Figure()
+        suites = {name: TASKS[name].domain for name in names}
+        for name, panel in panel_grid(figure, suites, legend, STEPS_LABEL, shared_y=not free).items():
+            if panel.first:
+                panel.axes.set_ylabel(METRIC_LABELS[TASKS[name].metric], fontsize=panel.font)
+            own, theirs = means[means["task"] == name], published[published["task"] == name]
+            _draw_task(panel.axes, TASKS[name], table[table["task"] == name], own, theirs, styles, free)
+    return figure
+
+
+def _series(table: pd.DataFrame) -> list[tuple[str, str, Any]]:
+    return list(table[SERIES].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _draw_task(
+    axes: Axes,
+    task: Task,
+    seeds: pd.DataFrame,
+    means: pd.DataFrame,
+    published: pd.DataFrame,
+    styles: _Styles,
+    free: bool,
+) -> None:
+    """One panel: random policy, seeds, means and bands, published curves, limits and ticks."""
+    highest = task.random_return or 0.0
+    if task.random_return is not None:
+        axes.axhline(task.random_return, color=_GREY, linestyle=":", linewidth=0.9, zorder=1)
+    per_series = dict(groups(seeds))
+    marked = free and means["env_steps"].nunique() <= 15
+    for key, mean in groups(means):
+        look = styles[key]
+        steps = mean["env_steps"].to_numpy()
+        per_seed = [seed.sort_values("env_steps") for _, seed in groups(per_series[key], ["seed"])]
+        if len(per_seed) > 1:
+            for seed in per_seed:
+                axes.plot(seed["env_steps"], seed["value"], color=look.colour, linewidth=0.5, alpha=0.55, zorder=2)
+            enough = mean["seeds"] >= MIN_SEEDS_FOR_INTERVAL
+            low, high = mean["low"].where(enough, mean["min"]), mean["high"].where(enough, mean["max"])
+            several = mean["seeds"] > 1
+            axes.fill_between(steps, low, high, where=several, color=look.colour, alpha=0.16, linewidth=0, zorder=1.5)
+            highest = max(highest, float(high.max()))
+        marker = look.marker if marked or len(steps) == 1 else ""
+        axes.plot(steps, mean["mean"], look.line, color=look.colour, marker=marker, markersize=2.5, zorder=3)
+        highest = max(highest, float(mean["max"].max()))
+
+    last_step = float(means["env_steps"].max()) if len(means) else 0.0
+    for key, curve in groups(published):
+        steps, values = curve["env_steps"].to_numpy(), curve["mean"].to_numpy()
+        axes.plot(steps, values, "--", color=styles[key].colour, linewidth=0.8, dashes=(3, 1.5), zorder=2.5)
+        highest = max(highest, float(np.interp(last_step, steps, values)), *values[steps <= last_step])
+
+    axes.set_xlim(0, last_step * 1.04 if last_step > 0 else 1)
+    if last_step > 0:
+        style.step_ticks(axes.xaxis, count=4 if free else 3)
+    else:
+        axes.set_xticks([0])
+    top = 100.0 / task.score_scale  # the metric's largest possible value
+    if task.metric == "return" and free and highest > 0:
+        top = min(top, highest * 1.06)
+    axes.set_ylim(0, top * 1.04)
+    if means.empty:
+        axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+
+
+def _curve_legend(styles: _Styles, means: pd.DataFrame, random: bool) -> list[Artist]:
+    """What the lines of learning curves mean."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries: list[Artist] = [
+        Line2D([], [], color=styles[key].colour, linestyle=styles[key].line, label=styles[key].label)
+        for key in _legend_order(styles)
+    ]
+    most = means["seeds"].max() if len(means) else 0
+    if most > 1:
+        entries.append(Line2D([], [], color=_GREY, linewidth=0.5, label="single seeds"))
+        what = "95% interval" if most >= MIN_SEEDS_FOR_INTERVAL else "range of 2 seeds"
+        entries.append(Patch(color=_GREY, alpha=0.25, linewidth=0, label=what))
+    if random:
+        entries.append(Line2D([], [], color=_GREY, linestyle=":", linewidth=0.9, label="random policy"))
+    return entries
+
+
+def _legend_order(styles: _Styles) -> list[tuple[str, str, Any]]:
+    """Ours by size, then the published ones."""
+    return sorted(styles, key=lambda key: (key[1] == "published", key[0], key[2] or 0, key[1]))
+
+
+def final_scores(final: pd.DataFrame, last: pd.DataFrame) -> Figure:
+    """Final normalised scores, one row a task: the mean as a large dot, seeds as small ones, a bar from min to max.
+
+    Hollow small dots are seeds that ended earlier and do not count. A grey tick is the random policy, hollow diamonds
+    are published values at the same environment steps.
+
+    Args:
+        final: as `scores.final_scores` returns it.
+        last: as `scores.last_evaluations` returns it.
+
+    Returns:
+        A figure with one axes, or several side by side where there are many tasks.
+    """
+    from matplotlib.figure import Figure
+
+    tasks = task_order(final["task"])
+    published = published_algorithms(final)
+    styles = style.series_styles([*_series(final), *[(name, "published", None) for name in published]])
+    blocks = np.array_split(np.array(tasks, dtype=object), max(1, math.ceil(len(tasks) / 40)))
+    font = {1: 7.0, 2: 6.0}.get(len(blocks), 5.0)
+    row = 0.1 + 0.085 * len(_series(final))
+    entries = _score_legend(styles, early=not last["counted"].all())
+
+    total, bottom = style.PAGE_WIDTH, 0.36
+    top = legend_height(entries, total)
+    tall = top + row * max(len(block) for block in blocks) + bottom
+    with style.applied():
+        figure = Figure(figsize=(total, tall))
+        share = total / len(blocks)
+        for index, block in enumerate(blocks):
+            names = max((len(task) for task in block), default=1) * font * 0.56 / 72 + 0.12
+            left, width = index * share + names, share - names - 0.12
+            axes = figure.add_axes((left / total, bottom / tall, width / total, 1 - (top + bottom) / tall))
+            _draw_scores(axes, list(block), final, last, styles)
+            axes.set_yticks(range(len(block)), list(block), fontsize=font)
+            axes.set_ylim(len(block) - 0.5, -0.5)
+            axes.set_xlim(-2, 102)
+            axes.set_xticks([0, 25, 50, 75, 100])
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="y", visible=False)
+        figure.supxlabel(SCORE_LABEL, fontsize=7, y=0.06 / tall, va="bottom")
+        add_legend(figure, entries)
+    return figure
+
+
+def _score_legend(styles: _Styles, early: bool) -> list[Artist]:
+    """What the marks of final scores mean."""
+    from matplotlib.lines import Line2D
+
+    entries: list[Artist] = []
+    for key in _legend_order(styles):
+        look = styles[key]
+        if key[1] == "published":
+            entries.append(_hollow(look.marker, look.colour, 3.5, look.label))
+        else:
+            mark: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 0.9}
+            entries.append(Line2D([], [], label=look.label, **mark))
+    if early:
+        entries.append(_hollow("o", _GREY, 2.2, "seed that ended early"))
+    entries.append(Line2D([], [], color=_GREY, marker="|", linestyle="", markersize=6, label="random policy"))
+    return entries
+
+
+def _hollow(marker: str, colour: str, size: float, label: str) -> Artist:
+    from matplotlib.lines import Line2D
+
+    edges: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": size}
+    return Line2D([], [], linestyle="", marker=marker, label=label, **edges)
+
+
+def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.DataFrame, styles: _Styles) -> None:
+    """The rows of one block of tasks: position i on the y-axis is block[i]."""
+    position = {task: float(i) for i, task in enumerate(block)}
+    scale = registry_table()["score_scale"]
+    final, last = final[final["task"].isin(block)], last[last["task"].isin(block)]
+    ours = [key for key in _legend_order(styles) if key[1] != "published"]
+    offsets = dict(zip(ours, np.linspace(-0.28, 0.28, len(ours)) if len(ours) > 1 else [0.0], strict=True))
+    for i in range(0, len(block), 2):
+        axes.axhspan(i - 0.5, i + 0.5, color="#F6F6F6", zorder=0, linewidth=0)
+    for key, seeds in groups(last):
+        colour = styles[key].colour
+        for counted, face in ((True, colour), (False, "none")):
+            shown = seeds[seeds["counted"] == counted]
+            y = shown["task"].map(position) + offsets[key]
+            _marks(axes, shown["score"], y, marker="o", size=4, face=face, edge=colour, layer=3)
+    for key, rows in groups(final):
+        look = styles[key]
+        y, factor = rows["task"].map(position) + offsets[key], rows["task"].map(scale)
+        axes.hlines(y, rows["min"] * factor, rows["max"] * factor, color=look.colour, linewidth=0.9, zorder=2)
+        _marks(axes, rows["score"], y, marker=look.marker, size=16, face=look.colour, edge="white", layer=4)
+
+    per_task = final.drop_duplicates("task")
+    y, factor = per_task["task"].map(position), per_task["task"].map(scale)
+    axes.scatter(per_task["random_return"] * factor, y, s=26, marker="|", color=_GREY, zorder=1.5, linewidths=1)
+    for key in styles.keys() - set(ours):
+        # the step, and so the published value, may differ from model to model: the furthest step's is drawn
+        furthest = final.sort_values("env_steps", na_position="first").drop_duplicates("task", keep="last")
+        y, factor = furthest["task"].map(position), furthest["task"].map(scale)
+        values, look = furthest[f"{PUBLISHED}{key[0]}"] * factor, styles[key]
+        _marks(axes, values, y, marker=look.marker, size=13, face="none", edge=look.colour, layer=3.5)
+
+
+def _marks(
+    axes: Axes, x: pd.Series, y: pd.Series, *, marker: str, size: float, face: str, edge: str, layer: float
+) -> None:
+    axes.scatter(
+        x, y, s=size, marker=marker, facecolors=face, edgecolors=edge, linewidths=0.5, zorder=layer, clip_on=False
+    )
+
+
+def training_losses(training: pd.DataFrame) -> Figure:
+    """Losses and other training metrics over environment steps, one panel a metric.
+
+    Up to 12 runs are a line each; of more runs, each series shows the median and the range from the 10th to the 90th
+    percentile.
+
+    Args:
+        training: as `results.load_training` returns it; every column that describes no run is a metric.
+
+    Returns:
+        A figure with a panel for each metric that has a value.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import NullFormatter
+
+    described = {"run", "task", "seed", "env_steps", *SERIES}
+    metrics = [str(c) for c in training if c not in described and training[c].notna().any()]
+    styles = style.series_styles(_series(training))
+    legend = [Line2D([], [], color=styles[key].colour, label=styles[key].label) for key in _legend_order(styles)]
+    lines = training["run"].nunique() <= MAX_RUN_LINES
+    with style.applied():
+        figure = Figure()
+        panels = panel_grid(figure, dict.fromkeys(metrics, ""), legend, STEPS_LABEL, shared_y=False)
+        for metric, panel in panels.items():
+            axes = panel.axes
+            known = training[training[metric].notna()]
+            if lines:
+                for key, run in groups(known, [*SERIES, "run"]):
+                    axes.plot(run["env_steps"], run[metric], color=styles[key[:3]].colour, linewidth=0.8, alpha=0.9)
+            else:
+                for key, part in groups(percentiles(known, metric)):
+                    colour = styles[key].colour
+                    axes.fill_between(part["env_steps"], part["p10"], part["p90"], color=colour, alpha=0.2, linewidth=0)
+                    axes.plot(part["env_steps"], part["p50"], color=colour)
+            lowest, highest = axes.dataLim.intervaly
+            if lowest > 0 and highest > 30 * lowest:
+                axes.set_yscale("log")
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlim(left=0)
+            style.step_ticks(axes.xaxis, count=3)
+    return figure

@@ -1,0 +1,189 @@
+"""One look for all figures: colours, fonts, step ticks, and saving as PNG and SVG."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+COLUMN_WIDTH = 3.5
+"""Width in inches of one column of a two-column paper."""
+PAGE_WIDTH = 7.16
+"""Width in inches of both columns."""
+PNG_DPI = 220
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; its yellow is too pale on white.
+_SIZE_COLOURS = {1: "#E69F00", 5: "#0072B2", 19: "#009E73", 48: "#CC79A7", 317: "#D55E00"}
+_PUBLISHED_COLOURS = {
+    "tdmpc2": "#000000", "tdmpc2-pixels": "#56B4E9", "tdmpc": "#8C6D46", "dreamerv3": "#882255", "sac": "#888888",
+}  # fmt: skip
+# Paul Tol's muted palette, for algorithms that are not known beforehand.
+_OTHER_COLOURS = ("#332288", "#44AA99", "#999933", "#AA4499", "#117733", "#CC6677", "#88CCEE", "#661100")
+
+_NAMES = {"tdmpc2": "TD-MPC2", "tdmpc": "TD-MPC", "dreamerv3": "DreamerV3", "sac": "SAC"}
+
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+    "xtick.major.pad": 1.5,
+    "ytick.major.pad": 1.5,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "tdmpc2",  # the same figure gives the same file
+}
+
+
+LineStyle = Literal["-", "-.", "--"]
+
+
+@dataclass(frozen=True)
+class SeriesStyle:
+    """How one series (algorithm, kind, size) is drawn, everywhere."""
+
+    label: str
+    """For legends."""
+    colour: str
+    """Hex RGB."""
+    line: LineStyle
+    """Line style of matplotlib."""
+    marker: str
+    """Marker of matplotlib."""
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Within this context, figures are made and saved in the project's style."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_RC):
+        yield
+
+
+def series_name(algorithm: str, kind: str, size: Any) -> str:
+    """A series' name for people, e.g. `TD-MPC2 5M`, `TD-MPC2 5M multi-task`, `SAC (published)`."""
+    base, _, label = algorithm.partition(" ")
+    stem, pixels, _ = base.partition("-pixels")
+    parts = [_NAMES.get(stem, stem), "pixels" if pixels else "", "" if pd.isna(size) else f"{int(size)}M", label]
+    parts.append({"multi": "multi-task", "published": "(published)"}.get(kind, ""))
+    return " ".join(part for part in parts if part)
+
+
+def series_styles(series: Iterable[tuple[str, str, Any]]) -> dict[tuple[str, str, Any], SeriesStyle]:
+    """Styles of all series that share a report.
+
+    A colour belongs to an algorithm and size: the known ones have fixed colours, others take one by their name, the
+    next free one where two names meet. Multi-task series have their single-task sibling's colour, dash-dotted.
+
+    Args:
+        series: (algorithm, kind, size), size missing for published ones.
+
+    Returns:
+        Style by series, missing sizes as None.
+    """
+    keys = sorted({(a, k, None if pd.isna(s) else int(s)) for a, k, s in series}, key=str)
+    colours: dict[tuple[str, bool, int | None], str] = {}
+    for algorithm, kind, size in keys:
+        owner = (algorithm, kind == "published", size)
+        if owner in colours:
+            continue
+        known = _PUBLISHED_COLOURS.get(algorithm) if kind == "published" else None
+        if algorithm == "tdmpc2" and size in _SIZE_COLOURS and kind != "published":
+            known = _SIZE_COLOURS[size]
+        colours[owner] = known or _free_colour(f"{algorithm} {size}", colours.values())
+    lines: dict[str, tuple[LineStyle, str]] = {"single": ("-", "o"), "multi": ("-.", "s"), "published": ("--", "D")}
+    return {
+        (a, k, s): SeriesStyle(series_name(a, k, s), colours[a, k == "published", s], *lines[k]) for a, k, s in keys
+    }
+
+
+def _free_colour(name: str, taken: Iterable[str]) -> str:
+    """A colour for a name: always the same first choice, the next one where that is taken."""
+    first = zlib.crc32(name.encode()) % len(_OTHER_COLOURS)
+    order = [*_OTHER_COLOURS[first:], *_OTHER_COLOURS[:first]]
+    used = set(taken)
+    return next((colour for colour in order if colour not in used), order[0])
+
+
+def human_steps(steps: float) -> str:
+    """Steps as people say them: 500, 20k, 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999,999 rounds up to the next unit
+        if abs(steps) >= size * (1 - 5e-4):
+            return f"{steps / size:.4g}{unit}"
+    return f"{steps:.4g}"
+
+
+def step_ticks(axis: Axis, count: int = 4) -> None:
+    """Round, readable ticks on an axis of environment steps, about `count` of them."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=count, steps=[1, 2, 5, 10], integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda steps, _: human_steps(steps)))
+
+
+def break_name(name: str, width: int) -> str:
+    """A task's name on as many lines as it needs, broken after hyphens.
+
+    Args:
+        name: e.g. `mw-button-press-topdown-wall`.
+        width: characters that fit on a line.
+    """
+    lines = [""]
+    for part in name.replace("-", "-\n").split("\n"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def fitting_characters(width: float, fontsize: float) -> int:
+    """About how many characters of text fit into a width.
+
+    Args:
+        width: inches.
+        fontsize: points.
+    """
+    return max(1, math.floor(width * 72 / (0.56 * fontsize)))
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a figure as `folder/NAME.png` and `folder/NAME.svg`.
+
+    Returns:
+        The two paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    with applied():
+        figure.savefig(png, dpi=PNG_DPI)
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg

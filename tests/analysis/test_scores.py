@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+
+from analysis.reference import load_reference
+from analysis.results import load_sweep
+from analysis.scores import (
+    curves,
+    final_scores,
+    last_evaluations,
+    overall_scores,
+    percentiles,
+    published_at,
+    task_order,
+)
+
+NOW = 1_700_000_000.0
+
+
+def test_curve_statistics_over_three_seeds_by_hand(writer):
+    for seed, value in ((1, 400.0), (2, 500.0), (3, 600.0)):
+        writer.add("walker-walk", seed, [(0, 30.0), (2000, value)])
+    row = curves(load_sweep(writer.folder).table).set_index("env_steps").loc[2000]
+    assert (row["seeds"], row["mean"], row["std"], row["min"], row["max"]) == (3, 500.0, pytest.approx(100.0), 400, 600)
+    # Student's t with 2 degrees of freedom: 4.302653 x 100 / sqrt(3) = 248.4138
+    assert row["low"] == pytest.approx(500 - 248.4138, abs=1e-3)
+    assert row["high"] == pytest.approx(500 + 248.4138, abs=1e-3)
+
+
+def test_interval_stays_inside_the_metrics_range(writer):
+    for seed, success in ((1, 0.0), (2, 0.5), (3, 1.0)):
+        writer.add("mw-reach", seed, [(0, 10.0, success)])
+    table = curves(load_sweep(writer.folder).table)
+    row = table[table["metric"] == "success"].iloc[0]
+    assert (row["low"], row["high"]) == (0.0, 1.0)
+
+
+def test_no_interval_is_pretended_with_two_seeds_and_no_spread_with_one(writer):
+    writer.add("walker-walk", 1, [(0, 10.0), (1000, 100.0)])
+    writer.add("walker-walk", 2, [(0, 30.0)])
+    table = curves(load_sweep(writer.folder).table).set_index("env_steps")
+    assert table["low"].isna().all()
+    assert (table.loc[0, "min"], table.loc[0, "max"], table.loc[0, "mean"]) == (10.0, 30.0, 20.0)
+    assert table.loc[1000, "seeds"] == 1
+    assert np.isnan(table.loc[1000, "std"])
+
+
+def test_seeds_are_interpolated_on_the_grid_but_never_beyond_their_end(writer):
+    writer.add("walker-walk", 1, [(0, 0.0), (2000, 200.0)])
+    writer.add("walker-walk", 2, [(0, 100.0), (500, 100.0)])
+    table = curves(load_sweep(writer.folder).table)
+    assert table["env_steps"].tolist() == [0, 500, 2000]
+    # seed 1 at 500 lies on its line from 0 to 200: 50; seed 2 has ended before 2000
+    assert table["mean"].tolist() == [50.0, 75.0, 200.0]
+    assert table["seeds"].tolist() == [2, 2, 1]
+    assert curves(load_sweep(writer.folder).table, grid=[1000])["mean"].tolist() == [100.0]
+
+
+def test_published_value_is_interpolated_per_seed_and_averaged(published):
+    text = "step,reward,seed\n0,20,1\n100000,120,1\n0,0,2\n100000,200,2\n200000,300,2\n"
+    table = load_reference(published({"tdmpc2/walker-walk.csv": text})).table
+    # at 25,000: seed 1 has 20 + 100/4 = 45, seed 2 has 200/4 = 50
+    assert published_at(table, "walker-walk", 25_000) == {"tdmpc2": 47.5}
+    # at 150,000 only seed 2 is left, at 200 + 100/2
+    assert published_at(table, "walker-walk", 150_000) == {"tdmpc2": 250.0}
+    assert np.isnan(published_at(table, "walker-walk", 300_000)["tdmpc2"])
+    assert published_at(table, "walker-run", 25_000) == {}
+
+
+def test_final_scores_compare_seeds_at_the_same_steps_and_name_the_others(writer):
+    writer.add("walker-walk", 1, [(0, 30.0), (3000, 300.0)])
+    writer.add("walker-walk", 2, [(0, 30.0), (3000, 500.0)])
+    writer.add("walker-walk", 3, [(0, 30.0), (1000, 90.0)], state="failed", message="NaN")
+    writer.add("walker-walk", 4, None)
+    sweep = load_sweep(writer.folder, now=NOW)
+    row = final_scores(sweep.runs, sweep.table).iloc[0]
+    assert (row["seeds_planned"], row["seeds"], row["env_steps"]) == (4, 2, 3000)
+    assert (row["mean"], row["min"], row["max"], row["score"]) == (400.0, 300.0, 500.0, 40.0)
+    assert row["std"] == pytest.approx(141.4214, abs=1e-4)
+    assert np.isnan(row["low"])
+    assert row["random_return"] == 31.88
+    assert row["note"] == "seed 3 failed at 1,000 steps, not counted; seed 4 not started, no evaluation"
+    last = last_evaluations(sweep.table).set_index("seed")
+    assert last["counted"].to_dict() == {1: True, 2: True, 3: False}
+
+
+def test_task_without_any_evaluation_keeps_its_row(writer):
+    writer.add("walker-walk", 1, [(0, 30.0), (2000, 90.0)], state="running")
+    writer.add("dog-run", 1, None)
+    sweep = load_sweep(writer.folder, now=NOW)
+    final = final_scores(sweep.runs, sweep.table).set_index("task")
+    assert final.loc["dog-run", "seeds"] == 0
+    assert np.isnan(final.loc["dog-run", "score"])
+    assert final.loc["dog-run", "note"] == "seed 1 not started, no evaluation"
+    assert final.loc["walker-walk", "note"] == "seed 1 running; 2,000 of 3,000 steps"
+    overall = overall_scores(final.reset_index()).iloc[0]
+    assert (overall["tasks"], overall["tasks_planned"], overall["score"]) == (1, 2, pytest.approx(9.0))
+
+
+def test_final_scores_say_where_the_published_curve_ends(writer, published):
+    writer.add("walker-walk", 1, [(0, 30.0), (3000, 90.0)])
+    sweep = load_sweep(writer.folder, now=NOW)
+    text = "step,reward,seed\n0,20,1\n2000,80,1\n"
+    reference = load_reference(
+        published({"tdmpc2/walker-walk.csv": text, "sac/walker-walk.csv": text + "4000,100,1\n"})
+    )
+    row = final_scores(sweep.runs, sweep.table, reference.table).iloc[0]
+    assert row["published_sac"] == 90.0
+    assert np.isnan(row["published_tdmpc2"])
+    assert row["note"] == ""
+    assert row["reference_note"] == "ends before 3,000 steps: tdmpc2"
+
+
+def test_multi_task_run_gives_a_score_for_each_of_its_tasks(writer):
+    run = writer.add("walker-walk", 1, [(0, 30.0)], config={"task": "walker-walk,dog-run"}, planned=False)
+    with (run / "eval.csv").open("a") as file:
+        file.write("0,0,0,1.0,dog-run,10,5.0,0.0,,500\n")
+    writer.add("walker-walk", 2, [(0, 50.0)], planned=False)
+    sweep = load_sweep(writer.folder, now=NOW)
+    final = final_scores(sweep.runs, sweep.table)
+    assert final[["task", "kind", "mean"]].to_numpy().tolist() == [
+        ["dog-run", "multi", 5.0],
+        ["walker-walk", "multi", 30.0],
+        ["walker-walk", "single", 50.0],
+    ]
+
+
+def test_tasks_are_ordered_by_suite_then_name():
+    tasks = ["mw-reach", "walker-walk", "myo-pose", "dog-run", "walker-walk"]
+    assert task_order(tasks) == ["dog-run", "walker-walk", "mw-reach", "myo-pose"]
+
+
+def test_percentiles_over_runs_in_bins(writer):
+    import pandas as pd
+
+    training = pd.DataFrame(
+        {
+            "algorithm": "tdmpc2",
+            "kind": "single",
+            "size": pd.array([1] * 4, dtype="Int64"),
+            "env_steps": [100.0, 400.0, 900.0, 1000.0],
+            "loss": [1.0, 3.0, 10.0, 20.0],
+        }
+    )
+    table = percentiles(training, "loss", bins=2)
+    assert table["env_steps"].tolist() == [250.0, 750.0]
+    assert table["p50"].tolist() == [2.0, 15.0]
