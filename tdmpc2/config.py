@@ -34,7 +34,9 @@ def _or_none(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Above0 = Annotated[Number, Field(gt=0)]
+Weight = Annotated[Number, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Unset = BeforeValidator(_or_none)
 
@@ -82,13 +84,13 @@ class Config:
     """Size of the groups that SimNorm normalises."""
     num_bins: Annotated[int, Field(ge=2)] = 101
     """Bins of the two-hot regression of rewards and values."""
-    vmin: float = -10.0
+    vmin: Number = -10.0
     """Lowest bin, in symlog space."""
-    vmax: float = 10.0
+    vmax: Number = 10.0
     """Highest bin, in symlog space."""
-    log_std_min: float = -10.0
+    log_std_min: Number = -10.0
     """Lowest log standard deviation of the policy prior."""
-    log_std_max: float = 2.0
+    log_std_max: Number = 2.0
     """Highest log standard deviation of the policy prior."""
 
     # --- learning
@@ -96,11 +98,11 @@ class Config:
     """Sequences in a batch. Default: 256 for one task, 1024 for several."""
     horizon: Positive = 3
     """Steps the model is unrolled for, in learning and planning."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
+    lr: Above0 = 3e-4
     """Learning rate."""
     enc_lr_scale: Weight = 0.3
     """Factor on the encoder's learning rate."""
-    grad_clip_norm: Annotated[float, Field(gt=0)] = 20.0
+    grad_clip_norm: Above0 = 20.0
     """Largest global norm of the gradients."""
     tau: Rate = 0.01
     """Rate of the target Q-functions' and the running scale's moving averages."""
@@ -116,7 +118,7 @@ class Config:
     """Weight of the termination loss (episodic tasks)."""
     entropy_coef: Weight = 1e-4
     """Weight of the policy prior's entropy."""
-    discount_denom: Annotated[float, Field(gt=1)] = 5.0
+    discount_denom: Annotated[Number, Field(gt=1)] = 5.0
     """Discount = clip((T/denom - 1) / (T/denom), discount_min, discount_max) for episodes of T agent steps."""
     discount_min: Rate = 0.95
     """Smallest discount."""
@@ -134,11 +136,11 @@ class Config:
     """Best sequences the next distribution is fitted to."""
     num_pi_trajs: Count = 24
     """Sequences, among num_samples, that the policy prior rolls out."""
-    min_std: Annotated[float, Field(gt=0)] = 0.05
+    min_std: Above0 = 0.05
     """Smallest standard deviation of the planner's distribution."""
-    max_std: Annotated[float, Field(gt=0)] = 2.0
+    max_std: Above0 = 2.0
     """Largest, and first, standard deviation of the planner's distribution."""
-    temperature: Annotated[float, Field(gt=0)] = 0.5
+    temperature: Above0 = 0.5
     """How strongly better elites weigh more."""
 
     # --- acting and remembering
@@ -189,10 +191,6 @@ class Config:
         require(self.discount_min <= self.discount_max, "discount_min must not be above discount_max")
         require(self.num_elites <= self.num_samples, "num_elites must not be above num_samples")
         require(self.num_pi_trajs <= self.num_samples, "num_pi_trajs must not be above num_samples")
-        require(
-            self.latent_dim is None or self.latent_dim % self.simnorm_dim == 0,
-            f"latent_dim must be a multiple of simnorm_dim ({self.simnorm_dim})",
-        )
         for field in ("exp_name", "label"):
             text = getattr(self, field)
             require(
@@ -218,7 +216,11 @@ class Config:
     @property
     def run_name(self) -> str:
         """Name of the run's folder, e.g. `walker-walk-5M-seed1`."""
-        parts = [self.task.replace(",", "+"), "rgb" if self.obs == "rgb" else "", f"{self.model_size}M"]
+        parts = [
+            "+".join(name.strip() for name in self.task.split(",")),
+            "rgb" if self.obs == "rgb" else "",
+            f"{self.model_size}M",
+        ]
         return "-".join([part for part in (*parts, self.label) if part] + [f"seed{self.seed}"])
 
     def identity(self) -> dict[str, Any]:
@@ -303,7 +305,7 @@ def make_settings(cls: Callable[..., Settings], values: Mapping[str, Any], where
         faults = []
         for fault in error.errors():
             field = ".".join(str(part) for part in fault["loc"][:1])
-            given = "" if fault["type"] == "missing_argument" else f" (given: {fault['input']!r})"
+            given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
             faults.append(f"{field}: {fault['msg'].lower()}{given}")
         raise UserError(prefix + "; ".join(dict.fromkeys(faults))) from None
     except UserError as error:
@@ -331,4 +333,8 @@ def architecture(config: Config, spec: AgentSpec) -> Architecture:
         override = getattr(config, name)
         if override is not None and (name != "task_dim" or spec.multitask):
             size[name] = override
+    require(
+        size["latent_dim"] % config.simnorm_dim == 0,
+        f"simnorm_dim: {config.simnorm_dim} does not divide the latent length {size['latent_dim']}",
+    )
     return Architecture(**size)

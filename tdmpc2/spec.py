@@ -59,6 +59,8 @@ class AgentSpec:
         require(min(self.episode_lengths) > 0, "AgentSpec: episode lengths must be positive")
         dims = 1 if self.obs == "state" else 3
         require(len(self.obs_shape) == dims, f"AgentSpec: obs={self.obs} needs an obs_shape of {dims} dims")
+        size = FRAME_SHAPE[1:]  # the pixel encoder's latent length holds for this size alone
+        require(self.obs == "state" or self.obs_shape[1:] == size, f"AgentSpec: pixels must be {size[0]} x {size[1]}")
 
     @property
     def action_dim(self) -> int:

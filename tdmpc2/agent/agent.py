@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -65,6 +66,8 @@ class Actor:
         """Choose an action for each of B environments; see `TDMPC2.act`."""
         agent, spec = self._agent, self._agent.spec
         observations = _tensor(obs, agent.device)
+        if spec.obs == "state":
+            observations = observations.float()
         if observations.ndim != len(spec.obs_shape) + 1 or observations.shape[1:] != spec.obs_shape:
             raise ValueError(f"obs: expected (B, {', '.join(map(str, spec.obs_shape))}), got {observations.shape}")
         batch = observations.shape[0]
@@ -109,7 +112,7 @@ class Actor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self._mean = state["mean"].to(self._agent.device)
+        self._mean = state["mean"].to(self._agent.device, copy=True)
         self._generator.set_state(state["generator"].cpu())
 
 
@@ -196,10 +199,14 @@ class TDMPC2:
             if data.task is None:
                 raise ValueError("task: a multi-task agent learns from batches with task ids")
             model.renormalise_embeddings(data.task)
+        else:
+            data = data._replace(task=None)
         noise = draw_update_noise(model, data.reward.shape[1], self._generator)
 
         loss, latents, metrics = model_loss(model, data, noise)
         metrics["grad_norm"] = self._descend(loss, self._model_parameters, self._model_optimizer)
+        if data.task is not None:  # the policy's loss looks the moved embeddings up again
+            model.renormalise_embeddings(data.task)
 
         pi_loss, self._scale, pi_metrics = policy_loss(model, latents, data.task, self._scale, noise)
         pi_metrics["pi_grad_norm"] = self._descend(pi_loss, self._policy_parameters, self._policy_optimizer)
@@ -246,8 +253,8 @@ class TDMPC2:
         _check_format(state, path)
         checkpoints.check_tensors(self.model.state_dict(), state["model"], path)
         self.model.load_state_dict(state["model"])
-        self._model_optimizer.load_state_dict(state["model_optimizer"])
-        self._policy_optimizer.load_state_dict(state["policy_optimizer"])
+        _load_moments(self._model_optimizer, state["model_optimizer"])
+        _load_moments(self._policy_optimizer, state["policy_optimizer"])
         self._scale = state["scale"].to(self.device)
         generator = state["generator"].cpu()
         if generator.shape == self._generator.get_state().shape:  # another device's generator cannot be taken over
@@ -268,31 +275,45 @@ class TDMPC2:
         self.load_state_dict(checkpoints.read(path, self.device), path)
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], device: str = "auto", **changes: Any) -> TDMPC2:
-        """The agent that a file written by `save` holds.
+    def from_state(
+        cls, state: Mapping[str, Any], path: str | os.PathLike[str], device: str = "auto", **changes: Any
+    ) -> TDMPC2:
+        """The agent whose `state_dict` this is.
 
         Args:
-            path: the file.
+            state: the state.
+            path: where it came from, for messages.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             changes: settings to change, e.g. `mpc=False`.
 
         Raises:
-            UserError: the file is missing, damaged, unsafe or no agent's.
+            UserError: it is no agent's state, or does not fit its own settings.
         """
-        state = checkpoints.read(path)
         _check_format(state, path)
         config = make_settings(Config, state["config"] | changes, where=str(path))
         agent = cls(config, AgentSpec(**state["spec"]), device)
         agent.load_state_dict(state, path)
         return agent
 
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], device: str = "auto", **changes: Any) -> TDMPC2:
+        """The agent that a file written by `save` holds; arguments and errors as `from_state`."""
+        return cls.from_state(checkpoints.read(path), path, device, **changes)
+
 
 def _check_format(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    keys = {"config", "spec", "model", "model_optimizer", "policy_optimizer", "scale", "generator", "actor", "updates"}
-    if "format" not in state or not keys <= state.keys():
-        raise UserError(f"{path}: not an agent's checkpoint (missing: {', '.join(sorted(keys - state.keys()))})")
+    names = "format config spec model model_optimizer policy_optimizer scale generator actor updates"
+    missing = [name for name in names.split() if name not in state]
+    if missing:
+        raise UserError(f"{path}: not an agent's checkpoint (missing: {', '.join(missing)})")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: format {state['format']}; this version reads format {FORMAT}")
+
+
+def _load_moments(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:
+    """Take over an optimizer's moments, copied; rates and device flags stay those of this agent's settings."""
+    own_groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": own_groups})
 
 
 def _tensor(values: ArrayLike | Tensor, device: torch.device) -> Tensor:

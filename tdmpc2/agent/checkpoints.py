@@ -65,10 +65,14 @@ def read(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself reads damaged tensors without a word
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a checkpoint, or a truncated or unsafe one ({detail})") from None
+        raise UserError(f"{path}: not a checkpoint, or a damaged, truncated or unsafe one ({detail})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: not a checkpoint (holds a {type(state).__name__})")
     return state

@@ -30,10 +30,10 @@ class Batch(NamedTuple):
     @classmethod
     def from_mapping(cls, batch: Mapping[str, Tensor], device: torch.device) -> Batch:
         """A batch from named tensors, moved to the device; `terminated` and `task` may be absent."""
-        reward = batch["reward"].to(device, torch.float32, non_blocking=True)
+        obs, reward = batch["obs"], batch["reward"].to(device, torch.float32, non_blocking=True)
         terminated, task = batch.get("terminated"), batch.get("task")
         return cls(
-            obs=batch["obs"].to(device, non_blocking=True),
+            obs=obs.to(device, torch.float32 if obs.is_floating_point() else obs.dtype, non_blocking=True),
             action=batch["action"].to(device, torch.float32, non_blocking=True),
             reward=reward,
             terminated=torch.zeros_like(reward) if terminated is None else terminated.to(reward, non_blocking=True),

@@ -86,8 +86,8 @@ def plan(
         noise: see `PlanNoise`.
 
     Returns:
-        action (B, A); the plan's mean (B, H, A), to warm-start the next; and a bool, whether latent states and
-        values were numbers.
+        action (B, A); the plan's mean (B, H, A), to warm-start the next; and a bool, whether latent states,
+        values and the plan were numbers.
     """
     config = model.config
     ids = None if task is None else task[:, None]  # broadcasts against (B, samples)
@@ -115,7 +115,7 @@ def plan(
     # The largest weight / Exp(1) is a draw by weight.
     chosen = (weight / noise.choice).argmax(dim=1)
     action = elite_actions[torch.arange(obs.shape[0], device=obs.device), chosen, 0] + std[:, 0] * noise.explore
-    return action.clamp(-1, 1), mean, valid
+    return action.clamp(-1, 1), mean, valid & torch.isfinite(mean).all()
 
 
 def shift_plan(mean: Tensor) -> Tensor:
@@ -162,7 +162,8 @@ def estimate_value(
         z = model.next(z, action, ids)
         factor = factor * gamma
         if model.config.episodic:
-            factor = factor * (model.termination(z, ids) <= 0)
+            logit = model.termination(z, ids)
+            factor = factor * torch.where(logit.isnan(), logit, (logit <= 0).float())  # NaN must not pass for an end
     last = model.pi_action(z, ids, noise)
     q = model.two_hot.decode(model.Q(z, last, ids, members=members)).mean(dim=0)
     return (total + factor * q).squeeze(-1)

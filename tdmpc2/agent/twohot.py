@@ -40,8 +40,9 @@ class TwoHot(nn.Module):
         """Two-hot weights of scalars, clamped to the range of the bins: (..., 1) -> (..., K).
 
         A bin's weight falls linearly from 1 at the bin to 0 at its neighbours, so nothing is indexed: the last bin
-        needs no special case, and NaN stays NaN for the training loop's guard to find.
+        needs no special case. NaN stays NaN, and infinity becomes NaN, for the training loop's guard to find.
         """
+        x = x.masked_fill(x.isinf(), torch.nan)
         position = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) / self.bin_size
         return (1 - (position - self.index).abs()).clamp_min(0)
 
