@@ -13,6 +13,7 @@ from rich.table import Table
 from tdmpc2.config import Config, EvaluateConfig, architecture, parse_settings
 from tdmpc2.errors import UserError
 from tdmpc2.spec import AgentSpec
+from tdmpc2.tasks import get_task
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_argument("settings", nargs="+", metavar="key=value", help="settings; see below")
-        verb.add_argument("--quiet", action="store_true", help="no progress")
+        if name != "info":
+            verb.add_argument("--quiet", action="store_true", help="no progress")
         verb.set_defaults(run_command=run_command)
     register(verbs)
     return parser
@@ -110,7 +112,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return "" if value != value else f"{value:.1f}"
+        return "" if value != value else f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -136,4 +138,7 @@ def _info(options: argparse.Namespace) -> int:
     console.print(
         f"observation {spec.obs_shape}, action ({spec.action_dim},), {len(spec.tasks)} task(s)", highlight=False
     )
+    if not spec.multitask:
+        env_steps = config.agent_steps * get_task(spec.tasks[0]).action_repeat
+        console.print(f"budget: {env_steps:,} environment steps ({config.agent_steps:,} agent steps)", highlight=False)
     return 0

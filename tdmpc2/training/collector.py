@@ -92,6 +92,8 @@ class Collector:
             UserError: an episode terminated although the run is not episodic.
         """
         ended = self._advance(action)
+        if not self._episodic and any(episode.terminated[-1] for episode in self._episodes):
+            raise UserError(f"task {self._task}: an episode terminated; train it with episodic=true")
         finished = [episode for episode, end in zip(self._episodes, ended, strict=True) if end]
         if ended.any():
             self._begin_episodes(ended)
@@ -99,8 +101,6 @@ class Collector:
 
     def _advance(self, action: Array) -> NDArray[np.bool_]:
         obs, reward, terminated, truncated, info = self._env.step(action)
-        if terminated.any() and not self._episodic:
-            raise UserError(f"task {self._task}: an episode terminated; train it with episodic=true")
         for i, episode in enumerate(self._episodes):
             episode.obs.append(np.array(obs[i]))
             episode.action.append(np.array(action[i], dtype=np.float32))
@@ -147,6 +147,16 @@ class Collector:
         actions = [episode["action"].numpy() for episode in saved]
         self._episodes = [Episode(episode["index"]) for episode in saved]
         self._next_index = state["next_index"]
+        same = self._play_again(actions) and all(
+            np.array_equal(episode.obs[-1], before["obs"].numpy())
+            for episode, before in zip(self._episodes, saved, strict=True)
+        )
+        if not same:
+            self._begin_episodes(np.ones(self.num_envs, bool))
+        return same
+
+    def _play_again(self, actions: Sequence[Array]) -> bool:
+        """Play episodes from their beginnings; false, and broken off, where one ends under way."""
         longest = max(len(a) for a in actions)
         # All environments step at once, so the shorter episodes begin later; before that, actions of zeros fill in.
         self._reset(np.ones(self.num_envs, bool))
@@ -158,19 +168,15 @@ class Collector:
             offset = [t - (longest - len(a)) for a in actions]
             step = [a[o] if o >= 0 else np.zeros(shape, np.float32) for a, o in zip(actions, offset, strict=True)]
             ended = self._advance(np.stack(step))
-            filling = ended & np.array([o < 0 for o in offset])
-            if filling.any():
-                self._restart(filling)
+            filling = np.array([o < 0 for o in offset])
+            if (ended & ~filling).any():
+                return False
+            if ended.any():
+                self._restart(ended)
         empty = np.array([len(a) == 0 for a in actions])
         if longest > 0 and empty.any():
             self._restart(empty)
-        same = all(
-            np.array_equal(episode.obs[-1], before["obs"].numpy())
-            for episode, before in zip(self._episodes, saved, strict=True)
-        )
-        if not same:
-            self._begin_episodes(np.ones(self.num_envs, bool))
-        return same
+        return True
 
     def _restart(self, which: NDArray[np.bool_]) -> None:
         for i in np.flatnonzero(which):
@@ -179,4 +185,5 @@ class Collector:
 
     def close(self) -> None:
         """Close the environments."""
-        self._env.close()
+        # Worker processes hold nothing worth waiting for, and one whose step was broken off might never answer.
+        self._env.close(terminate=True)

@@ -13,6 +13,7 @@ from gymnasium.vector import SyncVectorEnv
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import EvaluateConfig
+from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.errors import UserError, nearest
 from tdmpc2.tasks import get_task
 from tdmpc2.training.evaluation import Evaluator, summarise
@@ -35,7 +36,8 @@ def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dic
         a row for each of the agent's tasks, with the columns of evaluations.csv.
 
     Raises:
-        UserError: no such run, no checkpoint in it yet, or a damaged one; nothing can render a video here.
+        UserError: no such run, no checkpoint in it yet, or a damaged one; nothing can render a video here; the disk
+            is full.
     """
     folder = _open_folder(config.run)
     prepare_process(config.threads)
@@ -43,14 +45,13 @@ def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dic
     if not {"agent", "steps"} <= state.keys():
         raise UserError(f"{folder.checkpoint}: not a run's checkpoint")
     agent = TDMPC2.from_state(state["agent"], folder.checkpoint, config.device, mpc=config.mpc)
-    rows = []
-    for name in agent.spec.tasks:
-        rows.append(_evaluate_task(agent, name, state["steps"], config, folder, show_progress))
-    path = folder.path / "evaluations.csv"
-    log = CsvLog(path, COLUMNS, path.stat().st_size if path.exists() else 0)
-    for row in rows:
-        log.write(row)
-    log.close()
+    with disk_full_is_user_error(folder.path, "writing the evaluation"):
+        rows = [_evaluate_task(agent, name, state["steps"], config, folder, show_progress) for name in agent.spec.tasks]
+        path = folder.path / "evaluations.csv"
+        log = CsvLog(path, COLUMNS, path.stat().st_size if path.exists() else 0)
+        for row in rows:
+            log.write(row)
+        log.close()
     return rows
 
 
@@ -71,13 +72,14 @@ def _open_folder(path: str) -> RunFolder:
 def _evaluate_task(
     agent: TDMPC2, name: str, steps: int, config: EvaluateConfig, folder: RunFolder, show_progress: bool
 ) -> dict[str, Any]:
+    from rich.console import Console
     from rich.progress import Progress
 
     task = get_task(name)
     evaluator = Evaluator([name] * config.episodes, agent.spec.obs, config.seed, parallel=False)
     frames: list[np.ndarray[Any, Any]] = []
     start = time.monotonic()
-    with Progress(disable=not show_progress) as progress:
+    with Progress(console=Console(stderr=True), disable=not show_progress) as progress:
         bar = progress.add_task(f"{name}, {config.episodes} episodes", total=task.episode_length)
 
         def on_step(step: int) -> None:
@@ -95,6 +97,7 @@ def _evaluate_task(
             fps = evaluator.env.metadata.get("render_fps", 25)
         finally:
             evaluator.close()
+    del frames[scores[0].length :]  # the other episodes may be longer
     video = _write_video(folder.videos, f"{name}-{steps * task.action_repeat}", frames, fps) if config.video else None
     return {
         "env_steps": steps * task.action_repeat,

@@ -85,7 +85,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Close the environments."""
-        self.env.close()
+        self.env.close(terminate=True)  # a worker whose step was broken off might never answer
 
 
 def summarise(scores: Sequence[EpisodeScore]) -> dict[str, dict[str, float | int]]:

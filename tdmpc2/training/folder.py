@@ -16,6 +16,7 @@ from tdmpc2.config import Config, make_settings
 from tdmpc2.errors import UserError
 
 State = Literal["running", "done", "failed", "interrupted"]
+LOCK_ATTEMPTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +78,26 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock_file.open("a+")
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"{self.path}: cannot be made the run's folder ({error.strerror})") from None
-        self._lock = self._lock_file.open("a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            self._lock = None
-            raise UserError(f"{self.path}: {owner} is working on this run; wait for it or stop it first") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}")
-        self._lock.flush()
-        if self.config_file.exists():
-            self._check_same(config)
-        else:
-            write_text(self.config_file, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+            if not _lock_for_writing(self._lock):
+                self._lock.seek(0)
+                owner = self._lock.read().strip() or "another process"
+                raise UserError(f"{self.path}: {owner} is working on this run; wait for it or stop it first")
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()}")
+            self._lock.flush()
+            for unfinished in (*self.path.glob(".*.tmp"), *self.checkpoint.parent.glob(".*.tmp")):
+                unfinished.unlink()  # left by a process that was killed while writing
+            if self.config_file.exists():
+                self._check_same(config)
+            else:
+                write_text(self.config_file, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let other processes have the folder."""
@@ -149,6 +152,18 @@ class RunFolder:
             except BlockingIOError:
                 return True
         return False
+
+
+def _lock_for_writing(file: TextIO) -> bool:
+    """Lock a file for this process alone; false where another one keeps it locked."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)  # `is_claimed` of another process holds it for a moment
+        else:
+            return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -45,12 +45,22 @@ class CsvLog:
         path: the file.
         columns: its columns.
         length: bytes to keep of what is there; 0 starts afresh.
+
+    Raises:
+        UserError: the file is shorter than that.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], length: int) -> None:
         self._columns = columns
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", newline="")
+        size = os.fstat(self._file.fileno()).st_size
+        if size < length:
+            self._file.close()
+            raise UserError(
+                f"{path}: {size} bytes, but the checkpoint counts {length}: it was cut or removed since, and the run "
+                "cannot go on without it. Put a copy back, or begin anew in another folder (label= or exp_name=)"
+            )
         self._file.truncate(length)
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         if length == 0:
@@ -113,17 +123,18 @@ class EventLog:
     Args:
         folder: folder of the events.
         config: the run's settings.
-        env_steps: where the run resumes; later events of an earlier process are void.
+        env_steps: where the run resumes; later events of an earlier process are void. None: all are.
 
     Raises:
         UserError: Weights & Biases is asked for and not installed, or not logged in.
     """
 
-    def __init__(self, folder: Path, config: Config, env_steps: int) -> None:
+    def __init__(self, folder: Path, config: Config, env_steps: int | None) -> None:
         self._wandb = start_wandb(config, folder.parent) if config.wandb else None
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self._events = SummaryWriter(str(folder), purge_step=env_steps or None)
+        # TensorBoard drops what stands at the purge step too, but a checkpoint comes after its own step's episodes.
+        self._events = SummaryWriter(str(folder), purge_step=0 if env_steps is None else env_steps + 1)
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
         """Write the numbers of a row under `kind/`."""
@@ -138,8 +149,12 @@ class EventLog:
         if self._wandb is not None:
             self._wandb.log({**numbers, "env_steps": step})
 
+    def flush(self) -> None:
+        """Write out what is pending: a run that is killed after a checkpoint does not write it again."""
+        self._events.flush()
+
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write out what is pending, and end."""
         self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -157,7 +172,7 @@ def check_wandb() -> ModuleType:
         if error.name != "wandb":
             raise  # installed, but broken
         raise UserError("wandb=true needs the package: pip install 'tdmpc2-workbench[wandb]'") from None
-    if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.Api().api_key:
+    if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
         raise UserError("wandb=true: nobody is logged in; run `wandb login` first, or set WANDB_MODE=offline")
     return wandb
 

@@ -13,7 +13,7 @@ from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.replay import EMPTY_STATE, Replay
-from tdmpc2.errors import UserError, require
+from tdmpc2.errors import require
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
@@ -22,10 +22,12 @@ from tdmpc2.training.evaluation import Evaluator, summarise
 from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.logs import EVAL_COLUMNS, TRAIN_COLUMNS, CsvLog, EventLog, RunningMeans
 from tdmpc2.training.progress import RunProgress
-from tdmpc2.training.runtime import Stopped, StopRequest, describe_hardware
+from tdmpc2.training.runtime import Stopped, StopRequest
 
 CHECKPOINT_SECONDS = 600.0
 """A checkpoint is written at least this often, however slow the run."""
+CHECKPOINT = "agent steps last_evaluation seconds action_stream replay_stream means collector replay logs".split()
+"""What a checkpoint holds."""
 FINITE_CHECK_UPDATES = 100
 """Updates between two checks for NaN on a GPU, where each check waits for the device."""
 
@@ -58,17 +60,17 @@ def check_trainable(config: Config) -> None:
 
 
 class OnlineTraining:
-    """A run under way. Its state is whole between any two steps, and is what a checkpoint holds.
+    """A run under way. Its state is whole between any two steps or updates, and is what a checkpoint holds.
 
     Args:
         config: the run's settings.
         folder: its folder, claimed.
         stop: heeded between any two updates or steps.
-        show_progress: whether to write to the terminal.
+        progress: told how far the run is.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, stop: StopRequest, show_progress: bool) -> None:
-        self.config, self.folder, self._stop = config, folder, stop
+    def __init__(self, config: Config, folder: RunFolder, stop: StopRequest, progress: RunProgress) -> None:
+        self.config, self.folder, self._stop, self._progress = config, folder, stop, progress
         self.task = get_task(config.tasks[0])
         spec = AgentSpec.from_tasks([self.task.name], config.obs)
         self.agent = TDMPC2(config, spec)
@@ -80,11 +82,9 @@ class OnlineTraining:
         self._action_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.RANDOM_ACTIONS))
         self._replay_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
         self._means = RunningMeans()
+        self._metrics: dict[str, Tensor] = {}
 
-        state = checkpoints.read(folder.checkpoint) if folder.checkpoint.exists() else None
-        hardware = describe_hardware(self.agent.device)
-        spent = 0.0 if state is None else float(state["seconds"])
-        self.progress = RunProgress(folder, config, str(self.agent.device), hardware, spent, show_progress)
+        state = self._read_checkpoint()
         self.collector = Collector(self.task.name, config.num_envs, config.seed, config.obs, config.episodic)
         self.replay = self._open_replay()
         self._evaluator: Evaluator | None = None
@@ -92,10 +92,13 @@ class OnlineTraining:
             self.replay.restore(EMPTY_STATE)
         else:
             self._restore(state)
+        seconds = 0.0 if state is None else state["seconds"]
+        progress.begin(self.agent.device, self.steps, self.agent.updates, seconds)
         lengths = {"train": 0, "eval": 0} if state is None else state["logs"]
         self._train_log = CsvLog(folder.train_csv, TRAIN_COLUMNS, lengths["train"])
         self._eval_log = CsvLog(folder.eval_csv, EVAL_COLUMNS, lengths["eval"])
-        self._events = EventLog(folder.tensorboard, config, self.steps * self.task.action_repeat)
+        env_steps = None if state is None else self.steps * self.task.action_repeat
+        self._events = EventLog(folder.tensorboard, config, env_steps)
         self._checkpoint_steps, self._checkpoint_time = self.steps, time.monotonic()
 
     # --- the algorithm
@@ -123,6 +126,7 @@ class OnlineTraining:
             raise
         except FloatingPointError as error:
             raise self._diverged(str(error)) from error
+        self._tell("finished")
         self.save()
 
     def _learn(self) -> None:
@@ -132,11 +136,13 @@ class OnlineTraining:
         batch_size = self.config.batch_size or 256
         while self.agent.updates < self.steps:
             self._stop.check()
-            metrics = self.agent.update(self.replay.sample(batch_size, self._replay_stream))
-            self._means.add(metrics)
-            self._check_finite(metrics)
+            self._metrics = self.agent.update(self.replay.sample(batch_size, self._replay_stream))
+            self._means.add(self._metrics)
+            self._check_finite()
             behind = self.steps - self.agent.updates > self.config.num_envs
             self._tell("learning from the random phase" if behind else "learning")
+            if self._checkpoint_is_due():  # the updates after the random phase can take hours
+                self.save()
 
     def _step(self) -> None:
         """One agent step in each training environment."""
@@ -145,7 +151,9 @@ class OnlineTraining:
             action = torch.rand(shape, generator=self._action_stream) * 2 - 1
             self._tell("acting at random")
         else:
-            action = self.agent.act(self.collector.obs, self.collector.first_step)
+            # Where an episode began at random, its first plan has none before it.
+            unplanned = self.steps - self.config.num_envs < self._seed_steps
+            action = self.agent.act(self.collector.obs, self.collector.first_step | unplanned)
         finished = self.collector.step(action.numpy())
         self.steps += self.config.num_envs
         for episode in finished:
@@ -172,7 +180,7 @@ class OnlineTraining:
             row = self._clock() | outcome
             self._eval_log.write(row)
             self._events.write("eval", row)
-            self.progress.evaluated(float(outcome[self.task.metric]))
+            self._progress.evaluated(float(outcome[self.task.metric]))
         self.last_evaluation = self.steps
 
     # --- records
@@ -182,7 +190,7 @@ class OnlineTraining:
             "env_steps": self.steps * self.task.action_repeat,
             "agent_steps": self.steps,
             "updates": self.agent.updates,
-            "seconds": round(self.progress.seconds, 1),
+            "seconds": round(self._progress.seconds, 1),
             "task": self.task.name,
         }
 
@@ -199,23 +207,23 @@ class OnlineTraining:
         self._events.write("train", row)
 
     def _tell(self, phase: str) -> None:
-        self.progress.update(phase, self.steps, self.agent.updates)
+        self._progress.update(phase, self.steps, self.agent.updates)
 
-    def _check_finite(self, metrics: dict[str, Tensor]) -> None:
+    def _check_finite(self) -> None:
         if self.agent.device.type == "cpu" or self.agent.updates % FINITE_CHECK_UPDATES == 0:
-            total = metrics["total_loss"] + metrics["grad_norm"] + metrics["pi_loss"] + metrics["pi_grad_norm"]
-            if not torch.isfinite(total):
-                values = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
-                raise self._diverged(values)
+            names = ("total_loss", "grad_norm", "pi_loss", "pi_grad_norm")
+            if not torch.isfinite(torch.stack([self._metrics[name] for name in names])).all():
+                raise self._diverged("a loss or its gradient is not a number")
 
-    def _diverged(self, details: str) -> DivergedError:
+    def _diverged(self, reason: str) -> DivergedError:
+        losses = ", ".join(f"{name} {float(value):.4g}" for name, value in self._metrics.items())
         checkpoint = f"the last good checkpoint is {self.folder.checkpoint}"
         if not self.folder.checkpoint.exists():
             checkpoint = "there is no checkpoint yet"
         env_steps = self.steps * self.task.action_repeat
         return DivergedError(
-            f"training diverged at update {self.agent.updates:,} ({env_steps:,} environment steps): "
-            f"{details}; {checkpoint}"
+            f"training diverged at update {self.agent.updates:,} ({env_steps:,} environment steps): {reason}; "
+            f"last update: {losses or 'none by this process'}; {checkpoint}"
         )
 
     # --- checkpoints
@@ -249,13 +257,22 @@ class OnlineTraining:
         )
 
     def save(self) -> None:
-        """Write a checkpoint. A run killed after this goes on from here."""
+        """Write a checkpoint. A run killed after this goes on from here.
+
+        Raises:
+            DivergedError: a parameter is not a number; the checkpoint before this stays.
+            UserError: the disk is full; likewise.
+        """
+        weights = [tensor for tensor in self.agent.model.state_dict().values() if tensor.is_floating_point()]
+        if not torch.stack([torch.isfinite(tensor).all() for tensor in weights]).all():
+            raise self._diverged("a parameter is not a number")
         self.replay.flush()
+        self._events.flush()
         state = {
             "agent": self.agent.state_dict(),
             "steps": self.steps,
             "last_evaluation": self.last_evaluation,
-            "seconds": self.progress.seconds,
+            "seconds": self._progress.seconds,
             "action_stream": self._action_stream.get_state(),
             "replay_stream": self._replay_stream.get_state(),
             "means": self._means.state_dict(),
@@ -267,23 +284,28 @@ class OnlineTraining:
         self.replay.mark_checkpoint()
         self._checkpoint_steps, self._checkpoint_time = self.steps, time.monotonic()
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _read_checkpoint(self) -> dict[str, Any] | None:
         path = self.folder.checkpoint
-        try:
-            self.agent.load_state_dict(state["agent"], path)
-            self.steps = state["steps"]
-            self.last_evaluation = state["last_evaluation"]
-            self._action_stream.set_state(state["action_stream"])
-            self._replay_stream.set_state(state["replay_stream"])
-            self._means.load_state_dict(state["means"], self.agent.device)
-            self.replay.restore(state["replay"])
-            same = self.collector.load_state_dict(state["collector"])
-        except KeyError as error:
-            raise UserError(f"{path}: not a run's checkpoint (no {error})") from None
+        if not path.exists():
+            return None
+        state = checkpoints.read(path)
+        missing = [name for name in CHECKPOINT if name not in state]
+        require(not missing, f"{path}: not a run's checkpoint (missing: {', '.join(missing)})")
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"], self.folder.checkpoint)
+        self.steps = state["steps"]
+        self.last_evaluation = state["last_evaluation"]
+        self._action_stream.set_state(state["action_stream"])
+        self._replay_stream.set_state(state["replay_stream"])
+        self._means.load_state_dict(state["means"], self.agent.device)
+        self.replay.restore(state["replay"])
+        same = self.collector.load_state_dict(state["collector"])
         env_steps = self.steps * self.task.action_repeat
-        self.progress.note(f"resuming {self.folder.path} at {env_steps:,} environment steps")
+        self._progress.note(f"resuming {self.folder.path} at {env_steps:,} environment steps")
         if not same:
-            self.progress.note("the episode under way could not be played again (other simulator?); it was dropped")
+            self._progress.note("the episode under way could not be played again (other simulator?); it was dropped")
 
     def close(self) -> None:
         """Close environments and files."""

@@ -7,6 +7,7 @@ import socket
 import time
 from collections import deque
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -14,6 +15,7 @@ import tdmpc2
 from tdmpc2.config import Config
 from tdmpc2.tasks import get_task
 from tdmpc2.training.folder import RunFolder, State, Status
+from tdmpc2.training.runtime import describe_hardware
 
 STATUS_SECONDS = 2.0
 """Seconds between two writes of the status, at the least."""
@@ -24,30 +26,28 @@ WINDOW_SECONDS = 120.0
 
 
 class RunProgress:
-    """Follows a run and tells of it.
+    """Follows a run and tells of it, from the moment on at which its folder is claimed.
 
     Args:
         folder: the run's folder.
         config: its settings.
-        device: device, for the record.
-        hardware: machine, for the record.
-        seconds: time spent on the run by earlier processes.
         show: whether to write to the terminal.
     """
 
-    def __init__(
-        self, folder: RunFolder, config: Config, device: str, hardware: str, seconds: float, show: bool
-    ) -> None:
+    def __init__(self, folder: RunFolder, config: Config, show: bool) -> None:
         self._folder, self._config = folder, config
-        self._device, self._hardware = device, hardware
+        self._device, self._hardware = config.device, describe_hardware()
         self._repeat = get_task(config.tasks[0]).action_repeat
         self._total = config.agent_steps
-        self._start = time.monotonic() - seconds
         self._history: deque[tuple[float, int]] = deque()
-        self._written = self._printed = 0.0
-        self._agent_steps = self._updates = 0
-        self._last_return: float | None = None
+        self._printed = 0.0
+        # What an earlier process told stands until `begin`, so that a run that cannot be resumed still shows it.
+        before = folder.read_status()
+        self._start = time.monotonic() - (0.0 if before is None else before.seconds)
+        self._agent_steps, self._updates = (0, 0) if before is None else (before.agent_steps, before.updates)
+        self._last_return = None if before is None else before.last_return
         self._phase = "starting"
+        self._write("running", "")
         self._console = Console(stderr=True, quiet=not show)
         self._bar: Progress | None = None
         self._bar_task = TaskID(0)
@@ -61,6 +61,19 @@ class RunProgress:
             )
             self._bar_task = self._bar.add_task(config.run_name, total=self._total, text="")
             self._bar.start()
+
+    def begin(self, device: torch.device, agent_steps: int, updates: int, seconds: float) -> None:
+        """Say where the run starts from.
+
+        Args:
+            device: what it runs on.
+            agent_steps: agent steps so far, by the checkpoint.
+            updates: updates so far.
+            seconds: time spent on them by earlier processes.
+        """
+        self._device, self._hardware = str(device), describe_hardware(device)
+        self._agent_steps, self._updates = agent_steps, updates
+        self._start = time.monotonic() - seconds
 
     @property
     def seconds(self) -> float:
@@ -88,12 +101,17 @@ class RunProgress:
         self._write("running", "")
         self._show(now)
 
-    def seconds_left(self) -> float | None:
-        """Estimate from the updates still to do, which take nearly all of the time; None while there is no speed."""
+    def speed(self) -> float | None:
+        """Updates a second, of late; None where there is nothing to go by yet."""
         if len(self._history) < 2:
             return None
         (then, before), (now, after) = self._history[0], self._history[-1]
-        return (self._total - after) * (now - then) / (after - before) if after > before else None
+        return (after - before) / (now - then) if after > before else None
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the updates still to do, which take nearly all of the time; None while there is no speed."""
+        speed = self.speed()
+        return None if speed is None else max(0, self._total - self._updates) / speed
 
     def finish(self, state: State, message: str = "") -> None:
         """Write the last status."""
@@ -127,11 +145,11 @@ class RunProgress:
         )
 
     def _show(self, now: float) -> None:
-        left = self.seconds_left()
+        speed, left = self.speed(), self.seconds_left()
         parts = [
             self._phase,
             f"{self._agent_steps * self._repeat:,}/{self._total * self._repeat:,} env steps",
-            f"{self._updates:,} updates",
+            f"{self._updates:,} updates" + ("" if speed is None else f" ({speed:.3g} a second)"),
             "" if self._last_return is None else f"score {self._last_return:.3g}",
             "" if left is None else f"{format_duration(left)} left",
         ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from tdmpc2.agent.checkpoints import FREE_SPACE, is_disk_full
 from tdmpc2.config import Config
-from tdmpc2.errors import UserError
+from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.logs import check_wandb
 from tdmpc2.training.online import DivergedError, OnlineTraining, check_trainable
+from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.runtime import Stopped, StopRequest, prepare_process, stop_on_signals
 
 __all__ = ["DivergedError", "train"]
@@ -27,7 +27,8 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
         the run's folder.
 
     Raises:
-        UserError: bad settings; another process is on the folder, or it holds a run with other settings.
+        UserError: bad settings; another process is on the folder, or it holds a run with other settings or a damaged
+            checkpoint; the disk is full.
         Stopped: a stop was requested; the run is checkpointed and the same call goes on with it.
         Exception: whatever else went wrong; the folder's status says what.
     """
@@ -35,33 +36,33 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
     if config.wandb:
         check_wandb()
     folder = RunFolder.of(config)
-    folder.claim(config)
-    try:
-        status = folder.read_status()
-        if status is not None and status.state == "done":
-            return folder
-        with stop_on_signals(stop) as request:
-            prepare_process(config.threads)
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            _train(config, folder, request, show_progress)
-    finally:
-        folder.release()
+    with disk_full_is_user_error(folder.path, "writing the run's records"):
+        folder.claim(config)
+        try:
+            status = folder.read_status()
+            if status is not None and status.state == "done":
+                return folder
+            with stop_on_signals(stop) as request:
+                prepare_process(config.threads)
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                _train(config, folder, request, show_progress)
+        finally:
+            folder.release()
     return folder
 
 
 def _train(config: Config, folder: RunFolder, stop: StopRequest, show_progress: bool) -> None:
-    training = OnlineTraining(config, folder, stop, show_progress)
+    progress = RunProgress(folder, config, show_progress)
     try:
-        training.run()
+        training = OnlineTraining(config, folder, stop, progress)
+        try:
+            training.run()
+        finally:
+            training.close()
     except (Stopped, KeyboardInterrupt):
-        training.progress.finish("interrupted", "stopped on request")
+        progress.finish("interrupted", "stopped on request")
         raise
     except BaseException as error:
-        training.progress.finish("failed", str(error) or type(error).__name__)
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise UserError(f"{folder.path}: the disk is full. {FREE_SPACE}") from error
+        progress.finish("failed", str(error) or type(error).__name__)
         raise
-    else:
-        training.progress.finish("done")
-    finally:
-        training.close()
+    progress.finish("done")

@@ -35,8 +35,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe_hardware(device: torch.device) -> str:
-    """The machine in a line, for records: processor, cores, memory, GPU."""
+def describe_hardware(device: torch.device | None = None) -> str:
+    """The machine in a line, for records: processor, cores, memory, and the device where it is a GPU."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -44,7 +44,7 @@ def describe_hardware(device: torch.device) -> str:
         name = models[0] if models else name
     memory = psutil.virtual_memory().total / 2**30
     parts = [f"{name}, {available_cores()} cores, {memory:.0f} GiB"]
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
     return "; ".join(parts)
 

@@ -1,0 +1,1 @@
+"""Many runs: declarations, planning, execution on Ray, status."""
