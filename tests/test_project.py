@@ -67,7 +67,8 @@ def test_importing_tdmpc2_loads_no_heavy_library() -> None:
 
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    requirements = [requirement for each in lists for requirement in each]
     assert [r for r in requirements if "==" not in r] == []
 
 
