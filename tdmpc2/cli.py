@@ -102,8 +102,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     from tdmpc2.training.evaluate_run import evaluate_run
 
     rows = evaluate_run(config, show_progress=not options.quiet)
-    columns = ["task", "env_steps", "episodes", "return", "return_std", "success", "video"]
-    table = Table(*columns)
+    shown = ("task", "env_steps", "episodes", "return", "return_std", "success", "video")
+    columns = [column for column in shown if any(_cell(row[column]) for row in rows)]
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "task")
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
     Console().print(table)

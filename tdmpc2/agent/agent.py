@@ -25,8 +25,10 @@ from tdmpc2.spec import AgentSpec
 FORMAT = 1
 """Version of the checkpoint format."""
 
-MAX_PLAN_ROWS = {"cpu": 2**14, "cuda": 2**19}
-"""Sampled sequences (observations x samples) planned for in one go; larger batches are planned in parts."""
+MAX_PLAN_ROWS = {"cpu": 2**11, "cuda": 2**19}
+"""Sampled sequences (observations x samples) planned for in one go; larger batches are planned in parts.
+
+On a CPU, more than its caches hold makes each observation slower than planning for it alone."""
 
 
 def choose_device(device: str = "auto") -> torch.device:

@@ -142,8 +142,8 @@ def show_status(args: argparse.Namespace) -> int:
     from tdmpc2.sweeps.progress import view_sweep
     from tdmpc2.sweeps.tables import make_console, status_table
 
-    folder = _folder(args, Path(args.name).stem)
-    if not folder.path.is_dir():
+    folder = _folder(args, Path(args.name).stem if args.name.endswith((".yaml", ".yml")) else args.name)
+    if not folder.plan_file.exists() and not folder.run_names():
         from tdmpc2.sweeps.declaration import find_declaration
 
         existing = [entry.name for entry in Path(args.results).glob("*") if (entry / "plan.json").exists()]
@@ -202,6 +202,8 @@ def _execute(
     """Execute the chosen ones of a sweep's runs, after everything that can be checked has been."""
     from tdmpc2.sweeps.execution import SweepExecution
     from tdmpc2.sweeps.planning import check_settings
+    from tdmpc2.sweeps.progress import view_run
+    from tdmpc2.sweeps.tables import cost_line
     from tdmpc2.training.runtime import StopRequest, stop_on_signals
 
     require(args.retries >= 0, f"--retries: must not be negative (given: {args.retries})")
@@ -212,9 +214,9 @@ def _execute(
         unfinished = [run for run in chosen if not _is_done(run)]
         print(
             f"{declaration.name}: {len(runs)} runs planned, {len(chosen) - len(unfinished)} of {len(chosen)} done, "
-            f"{len(unfinished)} to run; results in {folder.path}",
-            flush=True,
+            f"{len(unfinished)} to run; results in {folder.path}"
         )
+        print(cost_line([view_run(run.folder, run.entry) for run in chosen]), flush=True)
         stop = StopRequest()
         executor = _make_executor(args, stop)
         try:
@@ -266,25 +268,20 @@ def _watch(execution: SweepExecution, chosen: Sequence[PlannedRun], executor: st
     from tdmpc2.sweeps.progress import view_run
     from tdmpc2.sweeps.tables import SweepDisplay, make_console
 
+    order = [run.name for run in chosen]
     open_names = {run.name for run in execution.runs}
-    settled: dict[str, RunView] = {
-        run.name: view_run(run.folder, run.entry) for run in chosen if run.name not in open_names
-    }
+    views: dict[str, RunView] = {run.name: view_run(run.folder, run.entry) for run in chosen}
     # In the serial executor the run under way shows its own progress; a live table would be drawn over it.
     console = make_console()
     with SweepDisplay(console, live=console.is_terminal and executor != "serial") as display:
 
         def watch() -> None:
-            for name, attempts in execution.attempts.items():
-                if name not in settled:
-                    view = execution.view(name)
-                    views[name] = view
-                    if attempts.outcome is not None:
-                        settled[name] = view
-            display.show([settled.get(name) or views[name] for name in order], time.monotonic())
+            for name in sorted(open_names):
+                views[name] = execution.view(name)
+                if execution.attempts[name].outcome is not None:
+                    open_names.remove(name)
+            display.show([views[name] for name in order], time.monotonic())
 
-        views: dict[str, RunView] = {}
-        order = [run.name for run in chosen]
         return execution.execute(watch)
 
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -20,6 +21,7 @@ from tdmpc2.training.runtime import StopRequest, available_cores
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Only settings and outcomes pass through Ray, so its store of objects is near the smallest that it accepts."""
+CONNECT_SECONDS = 10.0
 LONGEST_TEMPORARY_FOLDER = 40
 """Ray's sockets lie in its temporary folder, and the path of a socket is short: 107 characters."""
 
@@ -100,6 +102,8 @@ class RayExecutor:
         return outcome
 
     def _start(self) -> None:
+        if self._address is not None:
+            _check_reachable(self._address)
         # Ray reads these when it is imported. Nothing is sent to its makers; GPUs are given out by `submit` alone; and
         # Ray's ports, which other machines can reach, open to a token that only this sweep's processes know.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -177,6 +181,21 @@ def _amounts(resources: Mapping[str, float], names: Sequence[str]) -> str:
         "memory": f"{resources['memory'] / 2**30:.1f} GiB of memory",
     }
     return ", ".join(shown[name] for name in names)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing listens there.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # `auto`, which Ray looks up
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: no Ray cluster can be reached there ({error})") from None
 
 
 def _short_temporary_folder() -> str:

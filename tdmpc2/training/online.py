@@ -146,10 +146,10 @@ class OnlineTraining:
 
     def _step(self) -> None:
         """One agent step in each training environment."""
-        if self.steps < self._seed_steps:
+        at_random = self.steps < self._seed_steps
+        if at_random:
             shape = (self.config.num_envs, self.task.action_dim)
             action = torch.rand(shape, generator=self._action_stream) * 2 - 1
-            self._tell("acting at random")
         else:
             # Where an episode began at random, its first plan has none before it.
             unplanned = self.steps - self.config.num_envs < self._seed_steps
@@ -159,6 +159,7 @@ class OnlineTraining:
         for episode in finished:
             self.replay.add(*episode.arrays())
             self._log_episode(episode)
+        self._tell("acting at random" if at_random else "learning")
 
     def _evaluation_is_due(self) -> bool:
         if self.last_evaluation is None:

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def prepare_process(threads: int | None) -> None:
@@ -22,6 +25,8 @@ def prepare_process(threads: int | None) -> None:
     Every update allocates and frees the same large tensors. glibc hands such blocks back to the kernel at once, and
     the kernel zeroes them page by page when they are asked for again: a third of an update's time on the CPU.
     """
+    import torch  # takes seconds; the sweeps' driver needs only the rest of this module
+
     torch.set_num_threads(threads or available_cores())
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_threshold = -1, -3
@@ -45,6 +50,8 @@ def describe_hardware(device: torch.device | None = None) -> str:
     memory = psutil.virtual_memory().total / 2**30
     parts = [f"{name}, {available_cores()} cores, {memory:.0f} GiB"]
     if device is not None and device.type == "cuda":
+        import torch
+
         parts.append(torch.cuda.get_device_name(device))
     return "; ".join(parts)
 
