@@ -115,7 +115,9 @@ class Actor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._mean = state["mean"].to(self._agent.device, copy=True)
-        self._generator.set_state(state["generator"].cpu())
+        generator = state["generator"].cpu()
+        if generator.shape == self._generator.get_state().shape:
+            self._generator.set_state(generator)
 
 
 class TDMPC2:
@@ -261,7 +263,7 @@ class TDMPC2:
         generator = state["generator"].cpu()
         if generator.shape == self._generator.get_state().shape:  # another device's generator cannot be taken over
             self._generator.set_state(generator)
-            self._actor.load_state_dict(state["actor"])
+        self._actor.load_state_dict(state["actor"])
         self.updates = int(state["updates"])
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -27,18 +27,14 @@ class _Mish(torch.autograd.Function):
     """x tanh(softplus(x)), with one exponential: tanh(log(1 + e)) = h / (h + 1) for e = exp(x), h = e + e^2 / 2."""
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         e = x.clamp_max(20).exp_()  # from 20 on the result is x, to float precision, and e^2 stays finite
+        ctx.save_for_backward(x, e)
         h = torch.addcmul(e, e, e, value=0.5)
-        return (x * h).div_(h.add_(1)), e
+        return (x * h).div_(h.add_(1))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[0], output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, e = ctx.saved_tensors
         h = torch.addcmul(e, e, e, value=0.5)
         d = h + 1
@@ -48,7 +44,7 @@ class _Mish(torch.autograd.Function):
 
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)) elementwise, as `F.mish`, several times faster on CPUs."""
-    return _Mish.apply(x)[0]
+    return _Mish.apply(x)
 
 
 class Mish(nn.Module):

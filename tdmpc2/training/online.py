@@ -124,6 +124,11 @@ class OnlineTraining:
         except Stopped:
             self.save()
             raise
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            if not self._stop.requested:
+                raise
+            self.save()  # the signal reached the environments' processes too; their last step did not count
+            raise Stopped from None
         except FloatingPointError as error:
             raise self._diverged(str(error)) from error
         self._tell("finished")

@@ -15,10 +15,13 @@ from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.training.collector import Collector, Episode
 
 RUN_SEED = 7
+LENGTHS = (8, 3, 5, 3, 4, 3, 6, 7, 3, 5)
+"""Agent steps of the scripted episodes by their numbers, again and again."""
+BY_SEED = {derive_seed(RUN_SEED, Stream.TRAIN_EPISODE, i): LENGTHS[i % len(LENGTHS)] for i in range(100)}
 
 
-def length_of(seed: int) -> int:
-    return 3 + seed % 6
+def unequal(seed: int) -> Script:
+    return Script(BY_SEED[seed], successes=tuple(np.arange(8) / 8))
 
 
 def actions(steps: int, num_envs: int, seed: int = 0) -> np.ndarray:
@@ -45,32 +48,17 @@ def assert_same_episodes(left: list[Episode], right: list[Episode]) -> None:
 
 
 def test_episodes_hold_what_happened_and_their_seeds_follow_from_their_numbers(scripted):
-    scripted(lambda seed: Script(length_of(seed), successes=tuple(np.arange(8) / 8)))
+    scripted(unequal)
     collector = collect(2)
-    taken = actions(20, 2)
+    taken = actions(14, 2)
     finished = list(itertools.chain.from_iterable(collector.step(action) for action in taken))
 
-    begun: list[list[int]] = [[], []]  # by hand: whichever environment ends first takes the next number
-    upcoming, left = 2, [0, 1]
-    numbers = {0: (0, 0), 1: (1, 0)}  # episode -> environment, first step
-    remaining = [length_of(derive_seed(RUN_SEED, Stream.TRAIN_EPISODE, i)) for i in left]
-    for t in range(20):
-        for env in range(2):
-            remaining[env] -= 1
-        for env in range(2):
-            if remaining[env] == 0:
-                begun[env].append(left[env])
-                numbers[upcoming] = (env, t + 1)
-                left[env] = upcoming
-                remaining[env] = length_of(derive_seed(RUN_SEED, Stream.TRAIN_EPISODE, upcoming))
-                upcoming += 1
-    assert sorted(begun[0] + begun[1]) == sorted(episode.index for episode in finished)
-    assert len(finished) >= 4
-
+    # Episode -> environment, first step: an environment whose episode ends takes the next number.
+    begun = {0: (0, 0), 1: (1, 0), 2: (1, 3), 3: (0, 8), 4: (1, 8), 5: (0, 11)}
+    assert [episode.index for episode in finished] == [1, 0, 2, 3, 4, 5]
     for episode in finished:
-        env, first = numbers[episode.index]
-        seed = derive_seed(RUN_SEED, Stream.TRAIN_EPISODE, episode.index)
-        T = length_of(seed)
+        env, first = begun[episode.index]
+        seed, T = derive_seed(RUN_SEED, Stream.TRAIN_EPISODE, episode.index), LENGTHS[episode.index]
         obs, action, reward, terminated = episode.arrays()
         assert obs.shape == (T + 1, 3)
         np.testing.assert_allclose(obs[:, 0], seed % 1000 / 1000, rtol=1e-6)
@@ -101,19 +89,22 @@ def test_first_step_is_true_exactly_where_an_episode_begins(scripted):
     assert [first for _, first in seen] == [True, False, False, False, False, True]
 
 
-@pytest.mark.parametrize("num_envs", [1, 3])
-@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 11])
-def test_unequal_episodes_under_way_are_played_again_to_where_they_were(scripted, num_envs, steps):
-    scripted(lambda seed: Script(length_of(seed)))
-    collector, resumed = collect(num_envs), collect(num_envs)
-    for action in actions(steps, num_envs):
+@pytest.mark.parametrize(
+    ("steps", "under_way"),
+    [(0, [0, 0, 0]), (2, [2, 2, 2]), (3, [3, 0, 3]), (7, [7, 1, 2]), (8, [0, 2, 3]), (9, [1, 0, 0]), (13, [5, 4, 1])],
+)
+def test_unequal_episodes_under_way_are_played_again_to_where_they_were(scripted, steps, under_way):
+    scripted(unequal)
+    collector, resumed = collect(3), collect(3)
+    for action in actions(steps, 3):
         collector.step(action)
     state = on_disk_and_back(collector.state_dict())
+    assert [len(episode["action"]) for episode in state["episodes"]] == under_way
     assert resumed.load_state_dict(state)
 
     np.testing.assert_array_equal(resumed.obs, collector.obs)
     np.testing.assert_array_equal(resumed.first_step, collector.first_step)
-    for action in actions(25, num_envs, seed=1):
+    for action in actions(25, 3, seed=1):
         assert_same_episodes(collector.step(action), resumed.step(action))
         np.testing.assert_array_equal(resumed.obs, collector.obs)
 

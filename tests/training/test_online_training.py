@@ -12,16 +12,17 @@ import pytest
 import torch
 from tiny_runs import Script
 
-import tdmpc2.tasks
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.replay import Replay
 from tdmpc2.errors import UserError
-from tdmpc2.training import online
+from tdmpc2.training import collector, online
 from tdmpc2.training.collector import Collector
 from tdmpc2.training.evaluation import Evaluator
+from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.online import OnlineTraining, check_trainable, seed_steps
+from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.run import train
 from tdmpc2.training.runtime import Stopped, StopRequest
 
@@ -87,8 +88,6 @@ def test_side_by_side_environments_keep_one_update_a_step(tiny, short_episodes, 
 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Environments side by side, without processes of their own (which would know nothing of short episodes)."""
-    from tdmpc2.training import collector
-
     original = collector.make_vector_env
     monkeypatch.setattr(collector, "make_vector_env", lambda *args, parallel: original(*args, parallel=False))
 
@@ -184,9 +183,6 @@ def test_side_by_side_environments_resume_exactly_with_unequal_episodes(tiny, sc
 
 
 def run_with(config: Config, stop: StopRequest) -> None:
-    from tdmpc2.training.folder import RunFolder
-    from tdmpc2.training.progress import RunProgress
-
     folder = RunFolder.of(config)
     folder.claim(config)
     try:
@@ -239,8 +235,6 @@ def test_a_time_based_checkpoint_comes_within_the_long_updates_after_the_random_
 
 def test_every_phase_shows_a_sign_of_life(tiny, short_episodes, monkeypatch):
     phases: list[tuple[str, int, int]] = []
-    from tdmpc2.training.progress import RunProgress
-
     monkeypatch.setattr(RunProgress, "update", lambda self, *told: phases.append(told))
     train(tiny(seed_steps=21, steps=23, eval_freq=1000, mpc=False), show_progress=False)
     assert ("evaluating, step 3 of 20", 0, 0) in phases
@@ -293,7 +287,3 @@ def test_random_actions_fill_the_action_space_evenly(tiny, short_episodes):
     assert abs(actions.mean()) < 3 * math.sqrt(1 / 3 / 400)  # three standard errors of uniform on [-1, 1]
     assert abs(actions).max() <= 1
     assert np.histogram(actions, 4, (-1, 1))[0].min() > 60
-
-
-def test_the_registrys_own_lengths_are_back(tiny):
-    assert tdmpc2.tasks.get_task("pendulum-swingup").episode_length == 500
