@@ -159,7 +159,7 @@ class Config:
     checkpoint_freq: Positive = 10_000
     """Agent steps between checkpoints."""
     wandb: bool = False
-    """Log to Weights & Biases as well (needs `pip install wandb` and `wandb login`)."""
+    """Log to Weights & Biases as well (needs the package and `wandb login`)."""
     wandb_project: str = "tdmpc2"
     """Weights & Biases project."""
     wandb_entity: Annotated[str | None, Unset] = None

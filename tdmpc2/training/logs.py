@@ -171,7 +171,7 @@ def check_wandb() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "wandb":
             raise  # installed, but broken
-        raise UserError("wandb=true needs the package: pip install 'tdmpc2-workbench[wandb]'") from None
+        raise UserError("wandb=true needs the package: pip install -e '.[wandb]' in the project's folder") from None
     if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
         raise UserError("wandb=true: nobody is logged in; run `wandb login` first, or set WANDB_MODE=offline")
     return wandb

@@ -270,7 +270,7 @@ def test_where_nothing_at_all_can_be_written_there_is_still_one_message(stopped,
 
 def test_a_missing_wandb_is_told_before_anything_is_made(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert_refused(*command(wandb=True), "wandb=true needs the package: pip install 'tdmpc2-workbench[wandb]'")
+    assert_refused(*command(wandb=True), "wandb=true needs the package: pip install -e '.[wandb]'")
     assert list(tmp_path.iterdir()) == []
 
 
