@@ -127,7 +127,7 @@ def test_events_after_the_checkpoint_are_void_and_its_own_are_kept(tmp_path, mon
 
 def test_wandb_that_is_not_installed_is_named_with_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb=true needs the package: pip install 'tdmpc2-workbench\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb=true needs the package: pip install -e '.\[wandb\]'"):
         check_wandb()
 
 
