@@ -43,7 +43,7 @@ class _Mish(torch.autograd.Function):
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) elementwise, as `F.mish`, several times faster on CPUs."""
+    """x tanh(softplus(x)) elementwise, as `F.mish`; 2.6 times faster on the CPU tried, 2 to 4 times with gradients."""
     return _Mish.apply(x)
 
 

@@ -23,7 +23,7 @@ def prepare_process(threads: int | None) -> None:
     """Set the number of CPU threads, and let the allocator keep the memory it is given.
 
     Every update allocates and frees the same large tensors. glibc hands such blocks back to the kernel at once, and
-    the kernel zeroes them page by page when they are asked for again: a third of an update's time on the CPU.
+    the kernel zeroes them page by page when they are asked for again: a sixth of an update's time, where measured.
     """
     import torch  # takes seconds; the sweeps' driver needs only the rest of this module
 
