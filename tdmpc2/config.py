@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -39,6 +39,16 @@ Above0 = Annotated[Number, Field(gt=0)]
 Weight = Annotated[Number, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Unset = BeforeValidator(_or_none)
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+CompileMode = Literal["auto", "none", "kernels", "full"]
+
+
+def _compile_mode(value: Any) -> Any:
+    """Let `true` and `false` stand for modes, as TD-MPC2's users type them."""
+    return {"true": "full", "false": "none"}.get(str(value).strip().lower(), value)
+
+
+Compile = Annotated[CompileMode, BeforeValidator(_compile_mode)]
 
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
@@ -176,6 +186,12 @@ class Config:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[Positive | None, Unset] = None
     """CPU threads of the run. Default: all cores."""
+    precision: Precision = "auto"
+    """Matrix products: `float32`, `tf32` (GPUs), `bfloat16` (parameters, losses and statistics stay float32), or
+    `auto`; `tdmpc2 info` says what that is here."""
+    compile: Compile = "auto"
+    """`none`, `kernels` (fused ones for the CPU), `full` (torch.compile, on a GPU replayed as CUDA graphs), or `auto`;
+    `tdmpc2 info` says what that is here. `true` and `false` are read as `full` and `none`."""
 
     def __post_init__(self) -> None:
         expand_tasks(self.task, where="task")
@@ -234,7 +250,7 @@ class Config:
 
 
 NOT_IDENTITY = frozenset(
-    "wandb wandb_project wandb_entity results_dir exp_name label device threads checkpoint_freq".split()
+    "wandb wandb_project wandb_entity results_dir exp_name label device threads checkpoint_freq compile".split()
 )
 """Settings that leave a run's results as they are."""
 
@@ -257,6 +273,10 @@ class EvaluateConfig:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[Positive | None, Unset] = None
     """CPU threads. Default: all cores."""
+    precision: Precision = "auto"
+    """Matrix products: `float32`, `tf32` (GPUs), `bfloat16`, or `auto`."""
+    compile: Compile = "auto"
+    """`none`, `kernels` (CPU), `full` (torch.compile), or `auto`."""
 
 
 Settings = TypeVar("Settings")

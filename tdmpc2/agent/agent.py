@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tdmpc2.agent import checkpoints
-from tdmpc2.agent.learning import Batch, draw_update_noise, model_loss, policy_loss
-from tdmpc2.agent.planner import draw_plan_noise, draw_shift, plan
+from tdmpc2.agent.execution import Execution, choose_device, choose_execution
+from tdmpc2.agent.learning import Batch, UpdateNoise, draw_update_noise, model_loss, policy_loss
+from tdmpc2.agent.planner import PlanNoise, draw_plan_noise, draw_shift, improve, plan
+from tdmpc2.agent.programs import Recorded
 from tdmpc2.agent.world_model import WorldModel
 from tdmpc2.config import Config, make_settings
 from tdmpc2.errors import UserError
@@ -25,24 +27,11 @@ from tdmpc2.spec import AgentSpec
 FORMAT = 1
 """Version of the checkpoint format."""
 
-MAX_PLAN_ROWS = {"cpu": 2**11, "cuda": 2**19}
+MAX_PLAN_ROWS = {"cpu": 2**9, "cuda": 2**19}
 """Sampled sequences (observations x samples) planned for in one go; larger batches are planned in parts.
 
-It bounds memory; on the CPUs tried, larger parts made no observation reliably faster."""
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for on this machine.
-
-    Raises:
-        UserError: a GPU is asked for that is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs visible); try device=auto")
-    return chosen
+It bounds memory. On the CPUs tried, larger parts make no observation faster; with parts of one observation, what is
+compiled for one serves any number."""
 
 
 class Actor:
@@ -89,24 +78,22 @@ class Actor:
             step(observations[rows], first[rows], None if ids is None else ids[rows], eval_mode, rows)
             for rows in (slice(start, start + part) for start in range(0, batch, part))
         ]
-        return torch.cat(actions).cpu()
+        whole = torch.cat(actions).cpu()
+        if not torch.isfinite(whole).all():
+            raise FloatingPointError("the model's latent states, values or actions are not numbers: it has diverged")
+        return whole
 
     def _plan(self, obs: Tensor, first: Tensor, task: Tensor | None, eval_mode: bool, rows: slice) -> Tensor:
-        model = self._agent.model
-        noise = draw_plan_noise(model, obs.shape[0], eval_mode, self._generator)
-        action, self._mean[rows], valid = plan(model, obs, self._mean[rows], first, task, noise)
-        if not valid:
-            raise FloatingPointError("the model's latent states or values are not numbers: it has diverged")
-        return action
+        noise = draw_plan_noise(self._agent.model, obs.shape[0], eval_mode, self._generator)
+        action, self._mean[rows], valid = self._agent.plan(obs, self._mean[rows], first, task, noise)
+        return torch.where(valid, action, torch.nan)  # found where the actions are fetched, without waiting here
 
     def _follow_policy(self, obs: Tensor, first: Tensor, task: Tensor | None, eval_mode: bool, rows: slice) -> Tensor:
         model = self._agent.model
         eps = torch.randn(obs.shape[0], model.spec.action_dim, generator=self._generator, device=obs.device)
         shift = draw_shift(model, (obs.shape[0],), self._generator)
-        action = model.pi_action(model.encode(obs, task, shift), task, torch.zeros_like(eps) if eval_mode else eps)
-        if not torch.isfinite(action).all():
-            raise FloatingPointError("the policy's action is not a number: the model has diverged")
-        return action
+        with self._agent.execution.products(obs.device):
+            return model.pi_action(model.encode(obs, task, shift), task, torch.zeros_like(eps) if eval_mode else eps)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed actor needs to go on as if it had never stopped."""
@@ -127,14 +114,18 @@ class TDMPC2:
         config: the run's settings.
         spec: the tasks' shapes, lengths and names.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; by default the config's.
+        execution: precision and compiling; by default chosen from the config, see `choose_execution`.
 
     Raises:
-        UserError: the device is not there, or the settings do not fit one another.
+        UserError: the device is not there, or the settings do not fit one another or the device.
     """
 
-    def __init__(self, config: Config, spec: AgentSpec, device: str | None = None) -> None:
+    def __init__(
+        self, config: Config, spec: AgentSpec, device: str | None = None, execution: Execution | None = None
+    ) -> None:
         self.config, self.spec = config, spec
         self.device = choose_device(config.device if device is None else device)
+        self.execution = execution if execution is not None else choose_execution(config, self.device)
         with torch.random.fork_rng(devices=[]):  # weights follow from the seed, on every device
             torch.manual_seed(derive_seed(config.seed, Stream.MODEL))
             model = WorldModel(config, spec)
@@ -151,11 +142,23 @@ class TDMPC2:
             {"params": encoder, "lr": config.lr * config.enc_lr_scale},
             {"params": self._model_parameters[len(encoder) :], "lr": config.lr},
         ]
-        capturable = self.device.type == "cuda"
-        self._model_optimizer = torch.optim.Adam(groups, capturable=capturable)
+        gpu = self.device.type == "cuda"
+        self._model_optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
         self._policy_optimizer = torch.optim.Adam(
-            self._policy_parameters, lr=config.lr, eps=1e-5, capturable=capturable
+            self._policy_parameters, lr=config.lr, eps=1e-5, fused=True, capturable=gpu
         )
+        _start_moments(self._model_optimizer)
+        _start_moments(self._policy_optimizer)
+
+        self._metric_names: tuple[str, ...] = ()
+        self.model.use_kernels(self.execution.compile == "kernels")
+        full = self.execution.compile == "full"
+        compiled = (improve, model_loss, policy_loss) if full else ()
+        self._compiled: dict[str, Callable[..., Any]] = {
+            function.__name__: torch.compile(function, dynamic=False) for function in compiled
+        }
+        self.plan = Recorded(self._run_plan, lambda: []) if full and gpu else self._run_plan
+        self._step = Recorded(self._run_step, self._changed_by_step) if full and gpu else self._run_step
 
     def actor(self, seed: int) -> Actor:
         """An actor on this agent's model with a memory and random stream of its own, e.g. for evaluation."""
@@ -197,27 +200,49 @@ class TDMPC2:
         Returns:
             scalar metrics, as detached tensors on the agent's device.
         """
-        config, model = self.config, self.model
         data = Batch.from_mapping(batch, self.device)
-        if self.spec.multitask:
-            if data.task is None:
-                raise ValueError("task: a multi-task agent learns from batches with task ids")
-            model.renormalise_embeddings(data.task)
-        else:
+        if not self.spec.multitask:
             data = data._replace(task=None)
-        noise = draw_update_noise(model, data.reward.shape[1], self._generator)
+        elif data.task is None:
+            raise ValueError("task: a multi-task agent learns from batches with task ids")
+        noise = draw_update_noise(self.model, data.reward.shape[1], self._generator)
+        values = self._step(data, noise).clone()
+        self.updates += 1
+        return dict(zip(self._metric_names, values.unbind(), strict=True))
 
-        loss, latents, metrics = model_loss(model, data, noise)
+    def _run_plan(
+        self, obs: Tensor, previous_mean: Tensor, first_step: Tensor, task: Tensor | None, noise: PlanNoise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad(), self.execution.products(self.device):
+            return plan(self.model, obs, previous_mean, first_step, task, noise, self._compiled.get("improve"))
+
+    def _run_step(self, data: Batch, noise: UpdateNoise) -> Tensor:
+        """Change the agent in place, without waiting for the device; returns the metrics, stacked."""
+        config, model = self.config, self.model
+        if data.task is not None:
+            model.renormalise_embeddings(data.task)
+        with self.execution.products(self.device):
+            loss, latents, metrics = self._compiled.get("model_loss", model_loss)(model, data, noise)
         metrics["grad_norm"] = self._descend(loss, self._model_parameters, self._model_optimizer)
         if data.task is not None:  # the policy's loss looks the moved embeddings up again
             model.renormalise_embeddings(data.task)
 
-        pi_loss, self._scale, pi_metrics = policy_loss(model, latents, data.task, self._scale, noise)
+        with self.execution.products(self.device):
+            loss_of_policy = self._compiled.get("policy_loss", policy_loss)
+            pi_loss, scale, pi_metrics = loss_of_policy(model, latents, data.task, self._scale, noise)
         pi_metrics["pi_grad_norm"] = self._descend(pi_loss, self._policy_parameters, self._policy_optimizer)
+        self._scale.copy_(scale)
 
         model.move_targets(config.tau)
-        self.updates += 1
-        return metrics | pi_metrics
+        metrics |= pi_metrics
+        self._metric_names = tuple(metrics)
+        return torch.stack([value.float() for value in metrics.values()])
+
+    def _changed_by_step(self) -> list[Tensor]:
+        tensors = [*self.model.parameters(), self._scale]
+        for optimizer in (self._model_optimizer, self._policy_optimizer):
+            tensors += [tensor for moments in optimizer.state.values() for tensor in moments.values()]
+        return tensors
 
     def _descend(self, loss: Tensor, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Adam) -> Tensor:
         """One step on these parameters alone; returns the gradients' norm before clipping."""
@@ -238,7 +263,7 @@ class TDMPC2:
             "model": self.model.state_dict(),
             "model_optimizer": self._model_optimizer.state_dict(),
             "policy_optimizer": self._policy_optimizer.state_dict(),
-            "scale": self._scale,
+            "scale": self._scale.clone(),
             "generator": self._generator.get_state(),
             "actor": self._actor.state_dict(),
             "updates": self.updates,
@@ -259,7 +284,7 @@ class TDMPC2:
         self.model.load_state_dict(state["model"])
         _load_moments(self._model_optimizer, state["model_optimizer"])
         _load_moments(self._policy_optimizer, state["policy_optimizer"])
-        self._scale = state["scale"].to(self.device)
+        self._scale.copy_(state["scale"])
         generator = state["generator"].cpu()
         if generator.shape == self._generator.get_state().shape:  # another device's generator cannot be taken over
             self._generator.set_state(generator)
@@ -312,6 +337,17 @@ def _check_format(state: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
         raise UserError(f"{path}: not an agent's checkpoint (missing: {', '.join(missing)})")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: format {state['format']}; this version reads format {FORMAT}")
+
+
+def _start_moments(optimizer: torch.optim.Adam) -> None:
+    """Adam's state before its first step, as that step would make it: a recording needs it in place beforehand."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def _load_moments(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:

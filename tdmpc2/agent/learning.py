@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -66,10 +68,7 @@ def draw_update_noise(model: WorldModel, batch: int, generator: torch.Generator)
     H, device = config.horizon, generator.device
 
     def dropout(*shape: int) -> Tensor | None:
-        if config.dropout == 0:
-            return None
-        keep = torch.empty(shape, device=device).bernoulli_(1 - config.dropout, generator=generator)
-        return keep.div_(1 - config.dropout)
+        return None if config.dropout == 0 else draw_keep(shape, config.dropout, generator)
 
     return UpdateNoise(
         shift=draw_shift(model, (H + 1, batch), generator),
@@ -82,9 +81,41 @@ def draw_update_noise(model: WorldModel, batch: int, generator: torch.Generator)
     )
 
 
+def draw_keep(shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
+    """Dropout factors: 0 with this probability, else 1 / (1 - dropout), independently."""
+    keep = torch.empty(shape, device=generator.device)
+    if generator.device.type != "cpu" or dropout > 0.1:
+        return keep.bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+    # One draw a factor takes as long as a tenth of a small model's update. The gaps between rare zeros are geometric.
+    keep.fill_(1 / (1 - dropout))
+    flat, last = keep.view(-1), -1
+    draws = int(flat.numel() * dropout * 1.1) + 16
+    while last < flat.numel():
+        uniform = torch.rand(draws, generator=generator, dtype=torch.float64)
+        gaps = torch.log1p(-uniform).div_(math.log1p(-dropout)).floor_().clamp_max_(flat.numel()).long()
+        zeros = (gaps + 1).cumsum(0) + last
+        flat[zeros[zeros < flat.numel()]] = 0.0
+        last = int(zeros[-1])
+    return keep
+
+
 def step_weights(rho: float, steps: int, device: torch.device) -> Tensor:
     """rho ** t for t = 0 .. steps - 1."""
     return rho ** torch.arange(steps, device=device, dtype=torch.float32)
+
+
+@contextmanager
+def _casts_not_kept() -> Iterator[None]:
+    """Under autocast, a weight cast to bfloat16 without gradients must not serve later where they are wanted."""
+    if torch.compiler.is_compiling():  # nothing is kept there
+        yield
+        return
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 @torch.no_grad()
@@ -104,7 +135,7 @@ def model_loss(model: WorldModel, batch: Batch, noise: UpdateNoise) -> tuple[Ten
     """
     config, two_hot = model.config, model.two_hot
     shift = noise.shift
-    with torch.no_grad():
+    with torch.no_grad(), _casts_not_kept():
         next_z = model.encode(batch.obs[1:], batch.task, None if shift is None else shift[1:])
         targets = td_targets(model, next_z, batch, noise)
 
@@ -174,5 +205,12 @@ def policy_loss(
 
 def update_scale(scale: Tensor, values: Tensor, rate: float) -> Tensor:
     """Moving average of the values' 5th-to-95th percentile range, which counts as at least 1: scalar -> scalar."""
-    low, high = torch.quantile(values.flatten().float(), torch.tensor([0.05, 0.95], device=values.device))
+    ordered, last = values.flatten().float().sort().values, values.numel() - 1
+    low, high = (_between(ordered, q * last) for q in (0.05, 0.95))
     return torch.lerp(scale, (high - low).clamp_min(1.0), rate)
+
+
+def _between(ordered: Tensor, position: float) -> Tensor:
+    """Linear interpolation between neighbours; torch.quantile would wait for the device to check its arguments."""
+    below = int(position)
+    return torch.lerp(ordered[below], ordered[min(below + 1, len(ordered) - 1)], position - below)

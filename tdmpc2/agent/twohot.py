@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tdmpc2.agent import kernels
+from tdmpc2.agent.layers import runs_kernels
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) log(1 + |x|): compresses large magnitudes (DreamerV3, arXiv 2301.04104)."""
@@ -28,6 +31,8 @@ class TwoHot(nn.Module):
 
     bins: Tensor
     index: Tensor
+    fused = False
+    """Whether to use the CPU kernels."""
 
     def __init__(self, num_bins: int, vmin: float, vmax: float) -> None:
         super().__init__()
@@ -48,6 +53,8 @@ class TwoHot(nn.Module):
 
     def decode(self, logits: Tensor) -> Tensor:
         """Expected scalar: (..., K) -> (..., 1). The expectation is taken in symlog space."""
+        if runs_kernels(self.fused, logits):
+            return kernels.decode(logits, self.bins)
         return symexp((torch.softmax(logits.float(), dim=-1) * self.bins).sum(dim=-1, keepdim=True))
 
     def cross_entropy(self, logits: Tensor, weights: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tdmpc2.agent.layers import Ensemble, EnsembleLinear, PixelEncoder, SimNorm, mlp
+from tdmpc2.agent.layers import Ensemble, EnsembleLinear, NormedLinear, PixelEncoder, SimNorm, mlp, widen
 from tdmpc2.agent.policy import bound_log_std, discount, squashed_gaussian
 from tdmpc2.agent.twohot import TwoHot
 from tdmpc2.config import Config, architecture
@@ -73,6 +74,12 @@ class WorldModel(nn.Module):
         nn.init.zeros_(self._Qs.layers[-1].weight)  # type: ignore[arg-type]  # an ensemble layer
         self._target_Qs.load_state_dict(self._Qs.state_dict())
 
+    def use_kernels(self, fused: bool) -> None:
+        """Choose between the CPU kernels and torch's own operations for what lies between the matrix products."""
+        for module in self.modules():
+            if isinstance(module, NormedLinear | Ensemble | TwoHot):
+                module.fused = fused
+
     # --- what a task decides
 
     def embedding(self, task: Tensor) -> Tensor:
@@ -126,22 +133,32 @@ class WorldModel(nn.Module):
         z = self._encoder(obs.reshape(-1, *obs.shape[-3:]), None if shift is None else shift.reshape(-1, 2))
         return z.reshape(*leading, -1)
 
+    def _through(self, network: nn.Sequential, z: Tensor, action: Tensor, task: Tensor | None) -> Tensor:
+        if z.shape[:-1] == action.shape[:-1]:
+            return network(self._join(z, task, action))
+        # Many actions from one state: what the first layer makes of the state is computed once.
+        first = network[0]
+        assert isinstance(first, NormedLinear)
+        state = self._join(z, task)
+        of_state, of_action = first.weight.split([state.shape[-1], action.shape[-1]], dim=1)
+        return network[1:](first.activate(F.linear(action, of_action) + widen(F.linear(state, of_state, first.bias))))
+
     def next(self, z: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
-        """Latent state after an action: (..., L), (..., A) -> (..., L)."""
-        return self._dynamics(self._join(z, task, action))
+        """Latent state after an action: (..., L), (..., A) -> (..., L). Leading axes broadcast."""
+        return self._through(self._dynamics, z, action, task)
 
     def reward(self, z: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
-        """Logits of the reward: (..., L), (..., A) -> (..., K)."""
-        return self._reward(self._join(z, task, action))
+        """Logits of the reward: (..., L), (..., A) -> (..., K). Leading axes broadcast."""
+        return self._through(self._reward, z, action, task)
 
     def termination(self, z: Tensor, task: Tensor | None = None) -> Tensor:
         """Logit of having terminated: (..., L) -> (..., 1). Episodic models only."""
         if self._termination is None:
             raise ValueError("this model predicts no terminations: it was built with episodic=false")
-        return self._termination(self._join(z, task))
+        return widen(self._termination(self._join(z, task)))
 
     def _policy_gaussian(self, z: Tensor, task: Tensor | None, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, raw = self._pi(self._join(z, task)).chunk(2, dim=-1)
+        mean, raw = widen(self._pi(self._join(z, task))).chunk(2, dim=-1)
         log_std = bound_log_std(raw, self.config.log_std_min, self.config.log_std_max)
         if self.spec.multitask:
             mask = self.action_mask(task)
@@ -165,7 +182,7 @@ class WorldModel(nn.Module):
         return info["action"], info
 
     def pi_action(self, z: Tensor, task: Tensor | None, eps: Tensor) -> Tensor:
-        """The action of `pi` alone, without the entropies: planning needs no more."""
+        """The action of `pi` alone, without the entropies: planning needs no more. Leading axes broadcast."""
         mean, log_std, eps = self._policy_gaussian(z, task, eps)
         return torch.tanh(mean + eps * log_std.exp())
 
@@ -189,10 +206,11 @@ class WorldModel(nn.Module):
             target: whether to evaluate the target Q-functions.
             members: (m,) indices of the Q-functions to evaluate; None for all.
             keep: dropout factors, see `Ensemble`.
-            frozen: whether gradients stop at the Q-functions' parameters.
+            frozen: whether parameters, states and tasks are constants, so that gradients reach only the actions.
         """
         ensemble = self._target_Qs if target else self._Qs
-        return ensemble(self._join(z, task, action), members, keep, frozen)
+        x = self._join(z, task, action)
+        return ensemble(x, members, keep, frozen, x.shape[-1] - action.shape[-1] if frozen else 0)
 
     # --- parameters
 

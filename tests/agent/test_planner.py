@@ -222,7 +222,7 @@ def test_prior_sequences_follow_the_policy_through_the_model(
     noise = torch.randn(3, 2, 4, 3, generator=generator())
     z = agent.model.encode(observe(agent, 2), tasks)
     with torch.no_grad():
-        sequences = roll_out_prior(agent.model, z, tasks[:, None], noise)
+        sequences, _ = roll_out_prior(agent.model, z, tasks[:, None], noise)
     assert sequences.shape == (2, 4, 3, 3)
     for b in range(2):
         for p in range(4):
