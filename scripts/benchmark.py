@@ -1,8 +1,9 @@
 """Measure the workbench's speed on this machine: `make bench`, or `python scripts/benchmark.py --help`.
 
 Everything is measured after a warm-up and repeated; the table shows the median and the quartiles. Beside the agent's
-times stands the share of the machine's own float32 matrix-product rate that they reach, measured in the same run with
-the same threads, so that a slow or busy machine does not pass for slow code.
+times stand two figures that a slow or busy machine leaves as they are: how many times faster they are than a plain
+baseline (scripts/baseline.py: the same mathematics, arranged as the reference implementation arranges it), which took
+turns with them, and the share of the machine's own float32 matrix-product rate that they reach with the same threads.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import dataclasses
 import json
 import multiprocessing
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from agent_speed import SHAPES, measure_agent, measure_start, shape_of
+from baseline import Baseline
+from measurements import Measurement, measure, measure_in_turns, product_rate, ratio, summarise
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 import tdmpc2
-from tdmpc2 import TDMPC2, AgentSpec, Config, make_env
-from tdmpc2.agent.agent import choose_device
+from tdmpc2 import TDMPC2, Config, make_env
+from tdmpc2.agent.execution import choose_device, choose_execution
+from tdmpc2.agent.learning import Batch
 from tdmpc2.data.replay import Replay
 from tdmpc2.training.collector import Collector
 from tdmpc2.training.runtime import available_cores, describe_hardware, prepare_process
@@ -37,89 +40,8 @@ TASK = "walker-walk"
 ENVIRONMENTS = ("cartpole-swingup", "walker-walk", "cheetah-run", "humanoid-run", "dog-run")
 REPLAY_ROWS = 1_000_000
 BATCH, HORIZON = 256, 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """One line of the table."""
-
-    what: str
-    unit: str
-    median: float
-    quartiles: tuple[float, float]
-    repeats: int
-    threads: int
-    share: float | None = None
-    """Share of the machine's matrix-product rate with as many threads; None where that says nothing."""
-
-
-def measure(
-    action: Callable[[], object], seconds: float, least: int = 5, device: torch.device | None = None
-) -> list[float]:
-    """Times of an action in seconds: after two warm-up calls, for about `seconds` and at least `least` times."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        action()
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    once(), once()
-    times: list[float] = []
-    while len(times) < least or sum(times) < seconds:
-        times.append(once())
-    return times
-
-
-def summarise(what: str, unit: str, values: Sequence[float], threads: int, share: float | None = None) -> Measurement:
-    """Median and quartiles of repeated measurements."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return Measurement(what, unit, float(median), (float(low), float(high)), len(values), threads, share)
-
-
-def product_rate(device: torch.device, seconds: float, threads: int) -> Measurement:
-    """The machine's float32 matrix-product rate, in GFLOP/s."""
-    n = 1024 if device.type == "cpu" else 8192
-    x = torch.randn(n, n, device=device)
-    times = measure(lambda: x @ x, seconds, device=device)
-    return summarise("matrix products, float32", "GFLOP/s", [2 * n**3 / t / 1e9 for t in times], threads)
-
-
-def count_flops(action: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products in an action."""
-    with FlopCounterMode(display=False) as counter:
-        action()
-    return counter.get_total_flops()
-
-
-def walker_batch() -> dict[str, torch.Tensor]:
-    """A batch of random sequences of the walker's shape."""
-    return {
-        "obs": torch.randn(HORIZON + 1, BATCH, 24),
-        "action": torch.rand(HORIZON, BATCH, 6) * 2 - 1,
-        "reward": torch.rand(HORIZON, BATCH, 1),
-        "terminated": torch.zeros(HORIZON, BATCH, 1),
-    }
-
-
-def measure_agent(size: int, device: torch.device, seconds: float, threads: int, rate: float) -> list[Measurement]:
-    """Act, for one observation and for ten, and update."""
-    agent = TDMPC2(Config(task=TASK, model_size=size), AgentSpec.from_tasks([TASK]), str(device))
-    batch = walker_batch()
-    actors = {count: agent.actor(seed=count) for count in (1, 10)}
-    cases: list[tuple[str, int, Callable[[], object]]] = [
-        (f"act, size {size}", 1, lambda: actors[1](torch.randn(1, 24), True)),
-        (f"act for 10, each, size {size}", 10, lambda: actors[10](torch.randn(10, 24), True)),
-        (f"update, size {size}", 1, lambda: agent.update(batch)),
-    ]
-    results = []
-    for what, per, action in cases:
-        flops = count_flops(action)
-        times = measure(action, seconds, device=device)
-        share = flops / statistics.median(times) / 1e9 / rate
-        results.append(summarise(what, "ms", [t / per * 1e3 for t in times], threads, share))
-    return results
+PARTS = ("agent", "online", "start", "environments", "replay")
+"""What can be measured apart."""
 
 
 def measure_environments(seconds: float) -> list[Measurement]:
@@ -172,35 +94,57 @@ def measure_replay(seconds: float) -> list[Measurement]:
         return [summarise(what, "ms", [t * 1e3 for t in times], torch.get_num_threads())]
 
 
-def end_to_end(size: int, threads: int, seconds: float, device: str) -> tuple[list[float], float]:
-    """Agent steps a second of the online loop on a full replay, and the process's peak memory in MiB.
+def end_to_end(
+    size: int, threads: int, seconds: float, device: str, settings: dict[str, str]
+) -> tuple[list[float], float, float]:
+    """The online loop on a full replay: act, environment, sample, update.
 
-    A step is what it is in training: act, environment, sample, update.
+    Returns:
+        agent steps a second; the process's peak memory in MiB; how many times faster than with the baseline.
     """
     prepare_process(threads)
     with tempfile.TemporaryDirectory(prefix="tdmpc2-bench-") as folder, filled_replay(Path(folder)) as replay:
-        agent = TDMPC2(Config(task=TASK, model_size=size), AgentSpec.from_tasks([TASK]), device)
+        agent = TDMPC2(Config(task=TASK, model_size=size, **settings), shape_of("walker"), device)  # type: ignore[arg-type]
         collector = Collector(TASK, num_envs=1, seed=0, obs="state", episodic=False)
         generator = torch.Generator().manual_seed(0)
 
-        def step() -> None:
-            for episode in collector.step(agent.act(collector.obs, collector.first_step).numpy()):
+        def step_environment(action: np.ndarray) -> None:
+            for episode in collector.step(action):
                 replay.add(*episode.arrays())
+
+        def step() -> None:
+            step_environment(agent.act(collector.obs, collector.first_step).numpy())
             agent.update(replay.sample(BATCH, generator))
 
         times = measure(step, seconds, device=agent.device)
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        baseline = Baseline(agent)
+        mean = torch.zeros(HORIZON, agent.spec.action_dim, device=agent.device)
+
+        def baseline_step() -> None:
+            nonlocal mean
+            obs = torch.as_tensor(collector.obs[0]).float().to(agent.device)
+            action, mean = baseline.act(obs, mean, bool(collector.first_step[0]))
+            step_environment(action[None].cpu().numpy())
+            baseline.update(Batch.from_mapping(replay.sample(BATCH, generator), agent.device))
+
+        ours, plain = measure_in_turns([step, baseline_step], seconds, device=agent.device)
         collector.close()
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return [1 / t for t in times], kilobytes / (1024 if sys.platform == "linux" else 1024**2)
+    memory = kilobytes / (1024 if sys.platform == "linux" else 1024**2)
+    return [1 / t for t in times], memory, ratio(plain, ours)
 
 
-def measure_end_to_end(size: int, threads: int, seconds: float, device: str) -> list[Measurement]:
+def measure_end_to_end(
+    size: int, threads: int, seconds: float, device: str, settings: dict[str, str]
+) -> list[Measurement]:
     """`end_to_end` in a process of its own, so that its peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        rates, memory = pool.apply(end_to_end, (size, threads, seconds, device))
+        rates, memory, faster = pool.apply(end_to_end, (size, threads, seconds, device, settings))
+    what = f"online, size {size}, {TASK}"
     return [
-        summarise(f"online, size {size}, {TASK}", "agent steps/s", rates, threads),
-        summarise(f"online, size {size}: peak memory", "MiB", [memory], threads),
+        summarise(what, "agent steps/s", rates, threads, faster=faster, baseline="the plain baseline"),
+        summarise(f"{what}: peak memory", "MiB", [memory], threads),
     ]
 
 
@@ -208,12 +152,16 @@ def show(results: Sequence[Measurement], title: str, console: Console) -> None:
     """Print the table."""
     table = Table(title=title, title_justify="left")
     table.add_column("what")
-    for name in ("threads", "median", "quartiles", "unit", "of matrix rate", "repeats"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
+    for name in ("threads", "median", "quartiles", "unit", "faster", "than", "of matrix rate", "repeats"):
+        table.add_column(name, justify="left" if name in ("unit", "than") else "right")
     for r in results:
         share = "" if r.share is None else f"{r.share:.0%}"
+        faster = "" if r.faster is None else f"{r.faster:.2f} x"
         low, high = (f"{q:,.4g}" for q in r.quartiles)
-        table.add_row(r.what, str(r.threads), f"{r.median:,.4g}", f"{low} - {high}", r.unit, share, str(r.repeats))
+        table.add_row(
+            r.what, str(r.threads), f"{r.median:,.4g}", f"{low} - {high}", r.unit, faster, r.baseline, share,
+            str(r.repeats),
+        )  # fmt: skip
     console.print(table)
 
 
@@ -232,13 +180,19 @@ def main() -> None:
     """Measure everything, print the table and write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 5], help="model sizes (default: 1 5)")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["walker"], help="tasks (default: walker)")
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of CPU threads (default: 1 and all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="time spent on each measurement (default: 5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="auto", help="auto, float32, tf32 or bfloat16")
+    parser.add_argument("--compile", default="auto", help="auto, none, kernels or full")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the JSON record")
     options = parser.parse_args()
     device = choose_device(options.device)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    settings = {"precision": options.precision, "compile": options.compile}
+    execution = choose_execution(Config(task=TASK, **settings), device)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     results: list[Measurement] = []
     for threads in options.threads or sorted({1, available_cores()}):
         prepare_process(threads)
@@ -246,15 +200,25 @@ def main() -> None:
         rate = product_rate(device, options.seconds, threads)
         results.append(rate)
         for size in options.sizes:
-            results += measure_agent(size, device, options.seconds, threads, rate.median)
-            results += measure_end_to_end(size, threads, options.seconds, str(device))
+            if "agent" in options.only:
+                for shape in options.shapes:
+                    results += measure_agent(size, shape, device, options.seconds, threads, rate.median, settings)
+            if "online" in options.only:
+                results += measure_end_to_end(size, threads, options.seconds, str(device), settings)
     prepare_process(1)
-    console.print("measuring environments and replay ...")
-    results += measure_environments(options.seconds)
-    results += measure_replay(options.seconds)
+    if "start" in options.only:
+        console.print("measuring starts ...")
+        for size in options.sizes:
+            results += measure_start(size, device, 1, execution.compile)
+    if "environments" in options.only:
+        console.print("measuring environments ...")
+        results += measure_environments(options.seconds)
+    if "replay" in options.only:
+        console.print("measuring replay ...")
+        results += measure_replay(options.seconds)
 
     hardware, when = describe_hardware(device), time.strftime("%Y-%m-%d-%H%M%S")
-    show(results, f"{hardware}; torch {torch.__version__}; commit {commit()}", console)
+    show(results, f"{hardware}; {execution}; torch {torch.__version__}; commit {commit()}", console)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{when}.json"
     record = {
@@ -264,6 +228,7 @@ def main() -> None:
         "torch": torch.__version__,
         "device": str(device),
         "hardware": hardware,
+        "execution": str(execution),
         "time": when,
         "results": [dataclasses.asdict(r) for r in results],
     }

@@ -141,6 +141,17 @@ def _info(options: argparse.Namespace) -> int:
     console.print(
         f"observation {spec.obs_shape}, action ({spec.action_dim},), {len(spec.tasks)} task(s)", highlight=False
     )
+    from tdmpc2.agent.execution import choose_device, choose_execution
+
+    device = choose_device(config.device)
+    execution = choose_execution(config, device)
+    console.print(f"device: {device}", highlight=False)
+    for name in ("precision", "compile"):
+        reason = execution.why.get(name)
+        because = f" (auto: {reason})" if reason else ""
+        console.print(f"{name}: {getattr(execution, name)}{because}", highlight=False, soft_wrap=True)
+    if execution.notice:
+        console.print(execution.notice, highlight=False, soft_wrap=True)
     if not spec.multitask:
         env_steps = config.agent_steps * get_task(spec.tasks[0]).action_repeat
         console.print(f"budget: {env_steps:,} environment steps ({config.agent_steps:,} agent steps)", highlight=False)

@@ -274,9 +274,9 @@ class EvaluateConfig:
     threads: Annotated[Positive | None, Unset] = None
     """CPU threads. Default: all cores."""
     precision: Precision = "auto"
-    """Matrix products: `float32`, `tf32` (GPUs), `bfloat16`, or `auto`."""
+    """Matrix products: `float32`, `tf32` (GPUs) or `bfloat16`; `auto`: as the run's settings say."""
     compile: Compile = "auto"
-    """`none`, `kernels` (CPU), `full` (torch.compile), or `auto`."""
+    """`none`, `kernels` (CPU) or `full` (torch.compile); `auto`: as the run's settings say."""
 
 
 Settings = TypeVar("Settings")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tdmpc2.agent import checkpoints
-from tdmpc2.agent.execution import Execution, choose_device, choose_execution
+from tdmpc2.agent.execution import Execution, choose_device, choose_execution, share_compiled_code
 from tdmpc2.agent.learning import Batch, UpdateNoise, draw_update_noise, model_loss, policy_loss
 from tdmpc2.agent.planner import PlanNoise, draw_plan_noise, draw_shift, improve, plan
 from tdmpc2.agent.programs import Recorded
@@ -151,8 +150,10 @@ class TDMPC2:
         _start_moments(self._policy_optimizer)
 
         self._metric_names: tuple[str, ...] = ()
-        self.model.use_kernels(self.execution.compile == "kernels")
+        self.model.use_kernels(self.execution.compile != "none")
         full = self.execution.compile == "full"
+        if full:
+            share_compiled_code()
         compiled = (improve, model_loss, policy_loss) if full else ()
         self._compiled: dict[str, Callable[..., Any]] = {
             function.__name__: torch.compile(function, dynamic=False) for function in compiled
@@ -267,6 +268,7 @@ class TDMPC2:
             "generator": self._generator.get_state(),
             "actor": self._actor.state_dict(),
             "updates": self.updates,
+            "execution": {"precision": self.execution.precision, "compile": self.execution.compile},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], path: str | os.PathLike[str] = "checkpoint") -> None:
@@ -305,7 +307,12 @@ class TDMPC2:
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Any], path: str | os.PathLike[str], device: str = "auto", **changes: Any
+        cls,
+        state: Mapping[str, Any],
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        steps: int | None = None,
+        **changes: Any,
     ) -> TDMPC2:
         """The agent whose `state_dict` this is.
 
@@ -313,6 +320,7 @@ class TDMPC2:
             state: the state.
             path: where it came from, for messages.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            steps: agent steps that it is loaded for, see `choose_execution`; by default its run's.
             changes: settings to change, e.g. `mpc=False`.
 
         Raises:
@@ -320,14 +328,17 @@ class TDMPC2:
         """
         _check_format(state, path)
         config = make_settings(Config, state["config"] | changes, where=str(path))
-        agent = cls(config, AgentSpec(**state["spec"]), device)
+        place = choose_device(device)
+        agent = cls(config, AgentSpec(**state["spec"]), str(place), choose_execution(config, place, steps))
         agent.load_state_dict(state, path)
         return agent
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], device: str = "auto", **changes: Any) -> TDMPC2:
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], device: str = "auto", steps: int | None = None, **changes: Any
+    ) -> TDMPC2:
         """The agent that a file written by `save` holds; arguments and errors as `from_state`."""
-        return cls.from_state(checkpoints.read(path), path, device, **changes)
+        return cls.from_state(checkpoints.read(path), path, device, steps, **changes)
 
 
 def _check_format(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -351,9 +362,13 @@ def _start_moments(optimizer: torch.optim.Adam) -> None:
 
 
 def _load_moments(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:
-    """Take over an optimizer's moments, copied; rates and device flags stay those of this agent's settings."""
-    own_groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": copy.deepcopy(state["state"]), "param_groups": own_groups})
+    """Copy an optimizer's moments into those there are, where a recording changes them; rates and flags stay as set."""
+    for index, moments in optimizer.state_dict()["state"].items():
+        for name, tensor in moments.items():
+            if index in state["state"]:
+                tensor.copy_(state["state"][index][name])
+            else:  # saved before its first step
+                tensor.zero_()
 
 
 def _tensor(values: ArrayLike | Tensor, device: torch.device) -> Tensor:

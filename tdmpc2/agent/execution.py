@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +34,9 @@ class Execution:
     notice: str = field(default="", compare=False)
     """What the user should know once: an expected means is missing, or the choice is slow here."""
 
+    def __str__(self) -> str:
+        return f"{self.precision}, compile={self.compile}"
+
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Around whatever computes with the model: matrix products in bfloat16, if so chosen."""
         if self.precision != "bfloat16":
@@ -55,6 +60,11 @@ class Execution:
         finally:
             for switch, value in zip(switches, before, strict=True):
                 switch.fp32_precision = value
+
+
+def share_compiled_code() -> None:
+    """Keep what torch.compile makes beside the kernels, on disk, for every later process of this user."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels.cache_folder() / "inductor"))
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -96,6 +106,28 @@ def choose_execution(config: Config, device: torch.device, steps: int | None = N
     precision = _choose_precision(config.precision, device, why, notices)
     compiling = _choose_compile(config, device, config.agent_steps if steps is None else steps, why, notices)
     return Execution(precision, compiling, why, "; ".join(notices))
+
+
+def resume_execution(config: Config, device: torch.device, recorded: Mapping[str, str] | None) -> Execution:
+    """What `auto` stood for when the run began, so that a resumed run goes on with the same arithmetic.
+
+    Args:
+        config: the settings.
+        device: where the agent lives now.
+        recorded: `precision` and `compile` of the checkpoint; None without one.
+
+    Raises:
+        UserError: as `choose_execution`.
+    """
+    if recorded is None:
+        return choose_execution(config, device)
+    settings: Any = {name: recorded[name] for name in ("precision", "compile") if getattr(config, name) == "auto"}
+    try:
+        return choose_execution(dataclasses.replace(config, **settings), device)
+    except UserError as error:
+        chosen = choose_execution(config, device)
+        notice = f"the run began with {', '.join(settings.values())}, and goes on with {chosen}: {error}"
+        return dataclasses.replace(chosen, notice=notice)
 
 
 def _choose_precision(wanted: Precision, device: torch.device, why: dict[str, str], notices: list[str]) -> Precision:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (
@@ -47,7 +48,7 @@ def cache_folder() -> Path:
     """Where compiled code is kept: $TDMPC2_CACHE, else `tdmpc2` in the user's cache folder."""
     own = os.environ.get("TDMPC2_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "tdmpc2"
+    return (Path(own) if own else Path(base) / "tdmpc2").absolute()  # a bare name would be looked for elsewhere
 
 
 def find_compiler() -> str | None:
@@ -66,9 +67,9 @@ def load() -> Availability:
         path = _library_path(compiler)
         if not path.exists():
             _build(compiler, path)
-        library = _declare(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
+        library = _open(path)
+    except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+        output = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
         return Availability(None, f"{compiler} could not build the kernels: {output.strip()[-500:]}")
     if not _is_right(library):
         return Availability(None, f"{path}: compiled kernels compute something else than torch (compiler: {compiler})")
@@ -105,6 +106,14 @@ def _build(compiler: str, path: Path) -> None:
         except subprocess.CalledProcessError:  # a clang without OpenMP; one thread then
             subprocess.run(words, **options)
         built.replace(path)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError):
+        path.unlink(missing_ok=True)  # it would stand in the way of every later build
+        raise
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -161,7 +170,8 @@ class _Rows(NamedTuple):
 def _rows(x: Tensor, weight: Tensor) -> tuple[Tensor, _Rows]:
     """The tensor, made contiguous where it must be, and how its rows lie."""
     n = x.shape[-1]
-    if weight.ndim == 2 and x.ndim == 3 and x.stride(2) == 1:  # an ensemble's may lie member beside member
+    # An ensemble's rows may lie member beside member, but not upon one another: gradients are written as rows lie.
+    if weight.ndim == 2 and x.ndim == 3 and x.stride(2) == 1 and min(x.stride()[:2]) >= n:
         return x, _Rows(x.shape[0], x.shape[1], n, x.stride(1), x.stride(0))
     x, members = x.contiguous(), weight.numel() // n
     rows = x.numel() // (n * members)
@@ -201,6 +211,7 @@ class _Normed(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight, bias, keep, (mean, rstd) = ctx.saved_tensors
         dy, threads = gradients[0].to(ctx.dtype).contiguous(), torch.get_num_threads()
@@ -260,6 +271,7 @@ class _Decode(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         logits, bins = ctx.saved_tensors
         dout, dlogits = gradients[0].contiguous(), torch.empty_like(logits)

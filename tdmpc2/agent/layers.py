@@ -175,7 +175,7 @@ class Ensemble(nn.Module):
             (m, ..., out).
         """
 
-        if members is not None and runs_kernels(self.fused, x) and not torch.is_grad_enabled():
+        if members is not None and keep is None and runs_kernels(self.fused, x) and not torch.is_grad_enabled():
             # On the CPU, picking weights by views saves copying them.
             return torch.stack([self._one(x, member) for member in members.tolist()])
 

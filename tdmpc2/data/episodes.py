@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from tdmpc2.data.files import open_for_writing, write_at
 from tdmpc2.errors import require
@@ -54,24 +54,24 @@ class EpisodeTable:
     def oldest_at(self, count: int) -> int:
         """The oldest episode that could be sampled when the log held `count` episodes."""
         bounds = self._bounds[: count + 1]
-        return int(torch.searchsorted(bounds, bounds[-1] - self._capacity))
+        return int(np.searchsorted(bounds, bounds[-1] - self._capacity))
 
     def first_row(self, index: int) -> int:
         """Number of the first row of an episode; of the next row to be written for index `count`."""
         return int(self._bounds[index])
 
-    def locate(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def locate(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where sequences begin.
 
         Args:
-            starts: (B,) int64 in [0, num_starts), counted from the oldest episode on.
+            starts: (B,) in [0, num_starts), counted from the oldest episode on.
 
         Returns:
             (B,) the sequences' first rows and (B,) the first rows of their episodes.
         """
         starts = starts + self._passed
         # The first episode with more starts up to its end than `starts`; so one without any is never found.
-        episode = torch.searchsorted(self._starts_before[self.oldest + 1 : self.count + 1], starts, right=True)
+        episode = np.searchsorted(self._starts_before[self.oldest + 1 : self.count + 1], starts, side="right")
         episode += self.oldest
         first = self._bounds[episode]
         return first + starts - self._starts_before[episode], first
@@ -85,8 +85,8 @@ class EpisodeTable:
         assert self._file is not None
         write_at(self._file, np.array([self.end, rows, self.count], RECORD), self.count * RECORD_BYTES)
         if self.count + 1 == len(self._bounds):
-            self._bounds = torch.cat([self._bounds, torch.zeros_like(self._bounds)])
-            self._starts_before = torch.cat([self._starts_before, torch.zeros_like(self._starts_before)])
+            self._bounds = np.concatenate([self._bounds, np.zeros_like(self._bounds)])
+            self._starts_before = np.concatenate([self._starts_before, np.zeros_like(self._starts_before)])
         self._bounds[self.count + 1] = self.end + rows
         self._starts_before[self.count + 1] = self._starts_before[self.count] + max(rows - self._horizon, 0)
         self._set_count(self.count + 1)
@@ -122,5 +122,5 @@ def _read_rows(path: Path, capacity: int, strict: bool) -> np.ndarray:
     return rows[:count]
 
 
-def _cumulative(numbers: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers, dtype=np.int64)]))
+def _cumulative(numbers: np.ndarray) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers, dtype=np.int64)])

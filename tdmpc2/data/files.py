@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tdmpc2.data.layout import Layout, field_path
 from tdmpc2.errors import UserError
@@ -60,7 +61,8 @@ class RowFiles:
     def __init__(self, folder: Path, layout: Layout, writable: bool) -> None:
         self._rows = layout.physical_rows
         self._files: dict[str, FileIO] = {}
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.columns: dict[str, np.ndarray] = {}
+        """All rows of each field, (rows, *field shape), to be read only; empty once closed."""
         for name, field in layout.fields.items():
             path = field_path(folder, name)
             if writable:
@@ -69,12 +71,14 @@ class RowFiles:
             # A shared map keeps no file open (a data set has hundreds) and does not count as the process's own memory,
             # but torch can share only a file that may be written. Nothing here writes through it: on a full disk that
             # would end the process by SIGBUS.
-            self.tensors[name] = torch.from_file(
+            mapped = torch.from_file(
                 str(path),
                 shared=os.access(path, os.W_OK),
                 size=int(np.prod(shape)),
                 dtype=getattr(torch, field.dtype),
-            ).view(shape)
+            )
+            self.columns[name] = mapped.view(shape).numpy()
+            self.columns[name].flags.writeable = False
 
     def write(self, first_row: int, columns: Mapping[str, np.ndarray]) -> None:
         """Write rows from `first_row` on, around the end of the files where need be.
@@ -99,8 +103,21 @@ class RowFiles:
         for file in self._files.values():
             os.fsync(file.fileno())
 
+    def read(self, name: str, places: NDArray[np.int64], out: np.ndarray) -> None:
+        """Copy rows of a field.
+
+        NumPy does so in the calling thread alone and without Python's lock, so that a thread that reads ahead neither
+        holds up the one that computes nor starts a second pool of torch's threads.
+
+        Args:
+            name: the field.
+            places: where the rows stand on disk, in [0, rows on disk), of any shape.
+            out: contiguous (*places' shape, *field shape) of the field's dtype.
+        """
+        self.columns[name].take(places, axis=0, out=out, mode="clip")  # any other mode copies through a buffer
+
     def close(self) -> None:
-        """Close the files; the maps go with the last tensor that uses them."""
+        """Close the files; the maps go with the last array that uses them."""
         for file in self._files.values():
             file.close()
-        self.tensors.clear()
+        self.columns.clear()

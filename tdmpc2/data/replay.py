@@ -17,19 +17,25 @@ because of this invariant:
 `mark_checkpoint`, which is to be called once the checkpoint is durable: until then a kill goes back to the one before.
 The oldest row sampled at present is never older than F, so an episode that is cut off while being written (a kill, a
 full disk) damages nothing either: it counts from the moment on at which all its rows and then its record are written.
+
+Threads. One thread adds, restores and closes; others may sample and read meanwhile: a lock keeps each of these whole.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tdmpc2.config import make_settings
+from tdmpc2.data.batches import empty_batch, is_batch
 from tdmpc2.data.checks import episode_columns
 from tdmpc2.data.episodes import EpisodeTable
 from tdmpc2.data.files import RowFiles, disk_full_is_user_error
@@ -63,10 +69,13 @@ class Replay:
         self.layout = layout
         self.horizon = horizon
         self.writable = writable
+        self.changes = 0
+        """How often what can be sampled has changed: as long as it stays, a generator's state decides the batch."""
+        self._lock = threading.Lock()
         self._episodes = EpisodeTable(folder / EPISODE_LOG, layout.capacity, horizon, writable)
         self._rows = RowFiles(folder, layout, writable)
-        self._steps = torch.arange(horizon + 1)[:, None]
-        self._stack = torch.arange(1 - layout.frame_stack, 1)
+        self._steps = np.arange(horizon + 1)[:, None]
+        self._stack = np.arange(1 - layout.frame_stack, 1)
         self.mark_checkpoint()
 
     @classmethod
@@ -182,29 +191,54 @@ class Replay:
                 f"replay of {task}: {rows:,} rows would overwrite some that the last checkpoint can sample. There is "
                 f"room for {self.room:,}: checkpoint before, or create the store with more slack ({self.layout.slack})"
             )
-        with disk_full_is_user_error(self.folder, f"writing {rows * self.layout.row_bytes:,} bytes of replay"):
+        writing = f"writing {rows * self.layout.row_bytes:,} bytes of replay"
+        with self._lock, disk_full_is_user_error(self.folder, writing):
             self._rows.write(self._episodes.end, columns)
             self._episodes.append(rows)
+            self.changes += 1
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def sample(
+        self, batch_size: int, generator: torch.Generator, out: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Sequences drawn uniformly, with replacement, from all of the store.
 
         Args:
             batch_size: B, how many.
             generator: random generator on the CPU, the only thing besides the store that the result depends on.
+            out: where to put them, as `empty_batch` makes it; memory of their own if left out.
 
         Returns:
-            As `sequences`.
+            As `sequences`; `out`, where it was given.
 
         Raises:
             UserError: no episode is long enough for a sequence.
+            ValueError: `out` is not what `empty_batch` makes, or the store is closed.
         """
-        if self.num_starts == 0:
-            raise UserError(
-                f"replay of {self.layout.task}: nothing to sample: none of {self.num_episodes} episodes has as many "
-                f"steps as the horizon ({self.horizon})"
-            )
-        return self._gather(torch.randint(self.num_starts, (batch_size,), generator=generator))
+        if out is None:
+            out = self.empty_batch(batch_size)
+        elif not is_batch(out, self.layout, self.horizon, batch_size):
+            raise ValueError(f"replay of {self.layout.task}: out must be as empty_batch({batch_size}) makes it")
+        with self._lock:
+            self._require_open()
+            if self.num_starts == 0:
+                raise UserError(
+                    f"replay of {self.layout.task}: nothing to sample: none of {self.num_episodes} episodes has as "
+                    f"many steps as the horizon ({self.horizon})"
+                )
+            self._gather(torch.randint(self.num_starts, (batch_size,), generator=generator).numpy(), out)
+        return out
+
+    def empty_batch(self, batch_size: int, pin_memory: bool = False) -> dict[str, torch.Tensor]:
+        """Memory for a batch, of any contents.
+
+        Args:
+            batch_size: B, its sequences.
+            pin_memory: whether to pin it, so that a GPU copies it while the CPU goes on.
+
+        Returns:
+            tensors of the shapes and dtypes that `sequences` gives.
+        """
+        return empty_batch(self.layout, self.horizon, batch_size, pin_memory)
 
     def sequences(self, starts: torch.Tensor) -> dict[str, torch.Tensor]:
         """The sequences with given numbers, in [0, num_starts), the oldest first.
@@ -218,30 +252,35 @@ class Replay:
 
         Raises:
             IndexError: a number is out of range.
+            ValueError: the store is closed.
         """
-        if not bool(((starts >= 0) & (starts < self.num_starts)).all()):
-            raise IndexError(f"replay of {self.layout.task}: sequence numbers must be in [0, {self.num_starts})")
-        return self._gather(starts)
+        out = self.empty_batch(len(starts))
+        with self._lock:
+            self._require_open()
+            if not bool(((starts >= 0) & (starts < self.num_starts)).all()):
+                raise IndexError(f"replay of {self.layout.task}: sequence numbers must be in [0, {self.num_starts})")
+            self._gather(starts.numpy(), out)
+        return out
 
-    def _gather(self, starts: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _gather(self, starts: NDArray[np.int64], out: Mapping[str, torch.Tensor]) -> None:
         row, episode_row = self._episodes.locate(starts)
         rows = row + self._steps
-        led_to = (rows[1:] % self.layout.physical_rows).view(-1)
-        shape = (self.horizon, len(starts), -1)
-        return {
-            "obs": self._observations(rows, episode_row),
-            "action": self._rows.tensors["action"].index_select(0, led_to).view(shape),
-            "reward": self._rows.tensors["reward"].index_select(0, led_to).view(shape),
-            "terminated": self._rows.tensors["terminated"].index_select(0, led_to).view(shape).float(),
-        }
+        self._read_observations(rows, episode_row, out["obs"].numpy())
+        led_to = rows[1:] % self.layout.physical_rows
+        self._rows.read("action", led_to, out["action"].numpy())
+        self._rows.read("reward", led_to, out["reward"].numpy()[..., 0])
+        terminated = np.empty(led_to.shape, bool)
+        self._rows.read("terminated", led_to, terminated)
+        out["terminated"].numpy()[..., 0] = terminated
 
-    def _observations(self, rows: torch.Tensor, episode_row: torch.Tensor) -> torch.Tensor:
-        """(N, B, *obs_shape): the observations of rows (N, B), of episodes that begin at rows (B,)."""
-        index = rows
+    def _read_observations(
+        self, rows: NDArray[np.int64], episode_row: NDArray[np.int64] | int, out: np.ndarray
+    ) -> None:
+        """Put the observations of rows (*N, B), of episodes that begin at rows (B,), into (*N, B, *obs_shape)."""
         if self.layout.frame_stack > 1:
-            index = torch.maximum(rows[..., None] + self._stack, episode_row[:, None])
-        index = (index % self.layout.physical_rows).view(-1)
-        return self._rows.tensors["obs"].index_select(0, index).view(*rows.shape, *self.layout.obs_shape)
+            rows = np.maximum(rows[..., None] + self._stack, np.asarray(episode_row)[..., None])
+        frames = out.reshape(*rows.shape, *self.layout.frame_shape)
+        self._rows.read("obs", rows % self.layout.physical_rows, frames)
 
     def episodes(self) -> Iterator[Episode]:
         """The episodes in the newest `capacity` rows, the oldest first."""
@@ -261,18 +300,24 @@ class Replay:
 
         Raises:
             IndexError: no such episode is in the newest `capacity` rows.
+            ValueError: the store is closed.
         """
-        if not self._episodes.oldest <= index < self._episodes.count:
-            raise IndexError(
-                f"replay of {self.layout.task}: episode {index} is not stored; those stored are "
-                f"{self._episodes.oldest} to {self._episodes.count - 1}"
-            )
-        first = self._episodes.first_row(index)
-        rows = torch.arange(first, self._episodes.first_row(index + 1))
-        led_to = rows[1:] % self.layout.physical_rows
-        names = ("action", "reward", "terminated")
-        columns = {name: self._rows.tensors[name].index_select(0, led_to) for name in names}
-        return {"obs": self._observations(rows[:, None], rows[:1]).squeeze(1), **columns}
+        with self._lock:
+            self._require_open()
+            if not self._episodes.oldest <= index < self._episodes.count:
+                raise IndexError(
+                    f"replay of {self.layout.task}: episode {index} is not stored; those stored are "
+                    f"{self._episodes.oldest} to {self._episodes.count - 1}"
+                )
+            first = self._episodes.first_row(index)
+            rows = np.arange(first, self._episodes.first_row(index + 1))
+            arrays = {"obs": np.empty((len(rows), *self.layout.obs_shape), self.layout.obs_dtype)}
+            self._read_observations(rows, first, arrays["obs"])
+            for name in ("action", "reward", "terminated"):
+                field = self.layout.fields[name]
+                arrays[name] = np.empty((len(rows) - 1, *field.shape), field.dtype)
+                self._rows.read(name, rows[1:] % self.layout.physical_rows, arrays[name])
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     @property
     def room(self) -> int:
@@ -325,13 +370,17 @@ class Replay:
             self._episodes.end <= oldest_row + self.layout.physical_rows,
             f"{self.folder}: rows of the checkpoint at {count} episodes have been overwritten by later ones",
         )
-        self._episodes.truncate(count)
+        with self._lock:
+            self._episodes.truncate(count)
+            self.changes += 1
         self.mark_checkpoint()
 
     def close(self) -> None:
         """Close the files. The store cannot be used any more."""
-        self._rows.close()
-        self._episodes.close()
+        with self._lock:
+            self._rows.close()
+            self._episodes.close()
+            self.changes += 1
 
     def __enter__(self) -> Self:
         return self
@@ -340,6 +389,10 @@ class Replay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _require_open(self) -> None:
+        if not self._rows.columns:
+            raise ValueError(f"{self.folder}: this replay store is closed")
 
     def _require_writable(self) -> None:
         if not self.writable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dic
     state = checkpoints.read(folder.checkpoint)
     if not {"agent", "steps"} <= state.keys():
         raise UserError(f"{folder.checkpoint}: not a run's checkpoint")
-    agent = TDMPC2.from_state(state["agent"], folder.checkpoint, config.device, mpc=config.mpc)
+    own = {name: value for name in ("precision", "compile") if (value := getattr(config, name)) != "auto"}
+    steps = config.episodes * max(state["agent"]["spec"]["episode_lengths"])
+    agent = TDMPC2.from_state(state["agent"], folder.checkpoint, config.device, steps, mpc=config.mpc, **own)
+    if agent.execution.notice and show_progress:
+        print(agent.execution.notice, file=sys.stderr)
     with disk_full_is_user_error(folder.path, "writing the evaluation"):
         rows = [_evaluate_task(agent, name, state["steps"], config, folder, show_progress) for name in agent.spec.tasks]
         path = folder.path / "evaluations.csv"

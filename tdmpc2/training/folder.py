@@ -47,6 +47,8 @@ class Status:
     host: str
     updated: float
     """Unix time of writing."""
+    execution: str = ""
+    """Precision and compiling, e.g. `float32, kernels`."""
 
 
 class RunFolder:

@@ -98,8 +98,10 @@ class RunningMeans:
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Take in one update's metrics."""
         self._count += 1
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        if not self._sums:
+            self._sums = {name: value.clone() for name, value in metrics.items()}
+        else:  # one launch on a GPU
+            torch._foreach_add_(list(self._sums.values()), [metrics[name] for name in self._sums])
 
     def take(self) -> dict[str, float]:
         """The means, by name; begins anew."""
@@ -109,7 +111,7 @@ class RunningMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"sums": dict(self._sums), "count": self._count}
+        return {"sums": {name: total.clone() for name, total in self._sums.items()}, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take over what `state_dict` returned."""

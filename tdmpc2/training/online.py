@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
+from tdmpc2.agent.execution import choose_device, resume_execution
 from tdmpc2.config import Config
+from tdmpc2.data.prefetch import Prefetcher
 from tdmpc2.data.replay import EMPTY_STATE, Replay
 from tdmpc2.errors import require
 from tdmpc2.seeding import Stream, derive_seed
@@ -73,27 +75,32 @@ class OnlineTraining:
         self.config, self.folder, self._stop, self._progress = config, folder, stop, progress
         self.task = get_task(config.tasks[0])
         spec = AgentSpec.from_tasks([self.task.name], config.obs)
-        self.agent = TDMPC2(config, spec)
         self.steps = 0
         """Agent steps so far."""
         self.last_evaluation: int | None = None
         """Agent step of the last evaluation."""
         self._seed_steps = seed_steps(config)
         self._action_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.RANDOM_ACTIONS))
-        self._replay_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
         self._means = RunningMeans()
         self._metrics: dict[str, Tensor] = {}
 
         state = self._read_checkpoint()
+        recorded = None if state is None else state["agent"].get("execution")
+        execution = resume_execution(config, choose_device(config.device), recorded)
+        self.agent = TDMPC2(config, spec, execution=execution)
+        if execution.notice:
+            progress.note(execution.notice)
         self.collector = Collector(self.task.name, config.num_envs, config.seed, config.obs, config.episodic)
         self.replay = self._open_replay()
+        replay_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
+        self._batches = Prefetcher(self.replay, config.batch_size or 256, replay_stream, self.agent.device)
         self._evaluator: Evaluator | None = None
         if state is None:
             self.replay.restore(EMPTY_STATE)
         else:
             self._restore(state)
         seconds = 0.0 if state is None else state["seconds"]
-        progress.begin(self.agent.device, self.steps, self.agent.updates, seconds)
+        progress.begin(self.agent.device, self.steps, self.agent.updates, seconds, str(execution))
         lengths = {"train": 0, "eval": 0} if state is None else state["logs"]
         self._train_log = CsvLog(folder.train_csv, TRAIN_COLUMNS, lengths["train"])
         self._eval_log = CsvLog(folder.eval_csv, EVAL_COLUMNS, lengths["eval"])
@@ -138,10 +145,9 @@ class OnlineTraining:
         """Update until there is one update for each agent step, once the random phase is over."""
         if self.steps < self._seed_steps or self.replay.num_starts == 0:
             return
-        batch_size = self.config.batch_size or 256
         while self.agent.updates < self.steps:
             self._stop.check()
-            self._metrics = self.agent.update(self.replay.sample(batch_size, self._replay_stream))
+            self._metrics = self.agent.update(self._batches.next())
             self._means.add(self._metrics)
             self._check_finite()
             behind = self.steps - self.agent.updates > self.config.num_envs
@@ -280,7 +286,7 @@ class OnlineTraining:
             "last_evaluation": self.last_evaluation,
             "seconds": self._progress.seconds,
             "action_stream": self._action_stream.get_state(),
-            "replay_stream": self._replay_stream.get_state(),
+            "replay_stream": self._batches.state(),
             "means": self._means.state_dict(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state(),
@@ -304,9 +310,9 @@ class OnlineTraining:
         self.steps = state["steps"]
         self.last_evaluation = state["last_evaluation"]
         self._action_stream.set_state(state["action_stream"])
-        self._replay_stream.set_state(state["replay_stream"])
         self._means.load_state_dict(state["means"], self.agent.device)
         self.replay.restore(state["replay"])
+        self._batches.load_state(state["replay_stream"])
         same = self.collector.load_state_dict(state["collector"])
         env_steps = self.steps * self.task.action_repeat
         self._progress.note(f"resuming {self.folder.path} at {env_steps:,} environment steps")
@@ -318,6 +324,7 @@ class OnlineTraining:
         self.collector.close()
         if self._evaluator is not None:
             self._evaluator.close()
+        self._batches.close()
         self.replay.close()
         self._train_log.close()
         self._eval_log.close()

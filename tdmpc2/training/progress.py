@@ -36,7 +36,7 @@ class RunProgress:
 
     def __init__(self, folder: RunFolder, config: Config, show: bool) -> None:
         self._folder, self._config = folder, config
-        self._device, self._hardware = config.device, describe_hardware()
+        self._device, self._hardware, self._execution = config.device, describe_hardware(), ""
         self._repeat = get_task(config.tasks[0]).action_repeat
         self._total = config.agent_steps
         self._history: deque[tuple[float, int]] = deque()
@@ -62,7 +62,7 @@ class RunProgress:
             self._bar_task = self._bar.add_task(config.run_name, total=self._total, text="")
             self._bar.start()
 
-    def begin(self, device: torch.device, agent_steps: int, updates: int, seconds: float) -> None:
+    def begin(self, device: torch.device, agent_steps: int, updates: int, seconds: float, execution: str = "") -> None:
         """Say where the run starts from.
 
         Args:
@@ -70,8 +70,9 @@ class RunProgress:
             agent_steps: agent steps so far, by the checkpoint.
             updates: updates so far.
             seconds: time spent on them by earlier processes.
+            execution: precision and compiling, for the records.
         """
-        self._device, self._hardware = str(device), describe_hardware(device)
+        self._device, self._hardware, self._execution = str(device), describe_hardware(device), execution
         self._agent_steps, self._updates = agent_steps, updates
         self._start = time.monotonic() - seconds
 
@@ -141,6 +142,7 @@ class RunProgress:
                 pid=os.getpid(),
                 host=socket.gethostname(),
                 updated=time.time(),
+                execution=self._execution,
             )
         )
 

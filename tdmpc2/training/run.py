@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from tdmpc2.config import Config
 from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.training.folder import RunFolder
@@ -44,7 +42,6 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
                 return folder
             with stop_on_signals(stop) as request:
                 prepare_process(config.threads)
-                torch.use_deterministic_algorithms(True, warn_only=True)
                 _train(config, folder, request, show_progress)
         finally:
             folder.release()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def prepare_process(threads: int | None) -> None:
-    """Set the number of CPU threads, and let the allocator keep the memory it is given.
+    """Set the number of CPU threads, ask for deterministic algorithms, and let the allocator keep its memory.
 
     Every update allocates and frees the same large tensors. glibc hands such blocks back to the kernel at once, and
     the kernel zeroes them page by page when they are asked for again: a sixth of an update's time, where measured.
@@ -28,6 +28,10 @@ def prepare_process(threads: int | None) -> None:
     import torch  # takes seconds; the sweeps' driver needs only the rest of this module
 
     torch.set_num_threads(threads or available_cores())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # That also fills all new memory, for code that reads what it never wrote. None here does, and the filling costs an
+    # eighth of a plan's and an update's time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is there
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_threshold = -1, -3
         libc = ctypes.CDLL(None)

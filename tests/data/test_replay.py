@@ -137,6 +137,41 @@ def test_sampled_tensors_are_not_views_of_the_files(make, encode):
     assert_sequences_are_whole(replay.sequences(torch.tensor([0])), horizon=3)
 
 
+def test_a_batch_is_put_into_the_memory_it_is_given_whatever_was_there(make, encode):
+    replay = make(horizon=3)
+    replay.add(**encode(0, steps=60))
+    out = replay.empty_batch(32)
+    for seed in (1, 2):
+        places = [values.fill_(77).data_ptr() for values in out.values()]
+        batch = replay.sample(32, generator(seed), out=out)
+        assert [values.data_ptr() for values in batch.values()] == places
+        expected = replay.sample(32, generator(seed))
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: out.pop("reward"),
+        lambda out: out.update(task=torch.zeros(8)),
+        lambda out: out.update(reward=out["reward"][..., 0]),
+        lambda out: out.update(terminated=out["terminated"].bool()),
+        lambda out: out.update(obs=out["obs"].transpose(0, 1).contiguous().transpose(0, 1)),
+        lambda out: out.update(action=out["action"].to("meta")),
+    ],
+    ids=["missing", "unknown", "shape", "dtype", "strides", "device"],
+)
+def test_memory_that_does_not_fit_a_batch_is_refused_and_nothing_drawn(make, encode, change):
+    replay, stream = make(), generator()
+    replay.add(**encode(0, steps=60))
+    out = replay.empty_batch(8)
+    change(out)
+    with pytest.raises(ValueError, match=r"walker-walk: out must be as empty_batch\(8\) makes it"):
+        replay.sample(8, stream, out=out)
+    assert torch.equal(stream.get_state(), generator().get_state())
+
+
 def test_sampling_without_any_valid_start_says_why(make, encode):
     replay = make(horizon=3)
     with pytest.raises(UserError, match=r"nothing to sample: none of 0 episodes"):
