@@ -64,7 +64,11 @@ class Execution:
 
 def share_compiled_code() -> None:
     """Keep what torch.compile makes beside the kernels, on disk, for every later process of this user."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels.cache_folder() / "inductor"))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if os.environ.get(name, default_cache_dir()) == default_cache_dir():  # torch itself sets it to that, early on
+        os.environ[name] = str(kernels.cache_folder() / "inductor")
 
 
 def choose_device(device: str = "auto") -> torch.device:

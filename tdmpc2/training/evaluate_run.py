@@ -17,10 +17,10 @@ from tdmpc2.config import EvaluateConfig
 from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.errors import UserError, nearest
 from tdmpc2.tasks import get_task
-from tdmpc2.training.evaluation import Evaluator, summarise
+from tdmpc2.training.evaluation import Evaluator, processes_pay, summarise
 from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.logs import CLOCK, CsvLog
-from tdmpc2.training.runtime import prepare_process
+from tdmpc2.training.runtime import available_cores, prepare_process
 
 COLUMNS = (*CLOCK, "seed", "mpc", "episodes", "return", "return_std", "success", "episode_length", "video")
 """Columns of a run's evaluations.csv; seconds are those that the evaluation took."""
@@ -81,7 +81,9 @@ def _evaluate_task(
     from rich.progress import Progress
 
     task = get_task(name)
-    evaluator = Evaluator([name] * config.episodes, agent.spec.obs, config.seed, parallel=False)
+    # Frames are taken from an environment of this process.
+    parallel = not config.video and processes_pay(agent.device.type, agent.spec.obs, config.episodes, available_cores())
+    evaluator = Evaluator([name] * config.episodes, agent.spec.obs, config.seed, parallel)
     frames: list[np.ndarray[Any, Any]] = []
     start = time.monotonic()
     with Progress(console=Console(stderr=True), disable=not show_progress) as progress:

@@ -1,7 +1,8 @@
-"""Evaluation: episodes side by side, one batched planner call for all of them."""
+"""Evaluation: episodes side by side, one batched planner call for all of them, or for each half in turn."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,58 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
-from tdmpc2.agent.agent import TDMPC2
-from tdmpc2.envs.vector import make_vector_env
+from tdmpc2.agent.agent import TDMPC2, Actor
+from tdmpc2.envs.vector import ProcessVectorEnv, make_vector_env
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import ObsKind
 from tdmpc2.training.collector import begin_episodes
+from tdmpc2.training.runtime import available_cores
+
+SPLIT_FROM: dict[ObsKind, int] = {"state": 64, "rgb": 4}
+"""Episodes from which an evaluation runs as two halves, each with an actor and environments of its own.
+
+In worker processes one half then steps while the planner works on the other. That hides the steps, and asks the planner
+twice for half as many observations: no loss on a CPU, whose planning takes as long for each observation however many
+there are, nor for large batches on a GPU; but a GPU takes nearly as long for a small batch as for a larger one. So
+states, whose steps take less than a millisecond, are split only in batches as large as multi-task evaluation has, and
+pixels, whose rendering takes tens of milliseconds, in small ones too.
+
+Scores depend on whether episodes are split (each actor has a random stream of its own). So this is a rule of what is
+evaluated; neither processes nor cores nor the device have a say."""
+
+STEP_SECONDS: dict[ObsKind, float] = {"state": 5e-4, "rgb": 3e-2}
+"""An agent step of one environment: walker-walk on one core, rendering in software. Others take 0.2 to 3 times that."""
+EPISODE_STEPS = 500
+"""Agent steps of an episode, for the reckoning below: DMControl's."""
+START_SECONDS = 3.0
+"""Starting the workers: each imports the simulator, all at the same time."""
+
+
+def processes_pay(device: str, obs: ObsKind, episodes: int, cores: int, evaluations: int = 1) -> bool:
+    """Whether environments are better stepped in worker processes, by what things were measured to cost.
+
+    * States, planned for on a CPU: never. Planning takes tens of milliseconds an observation, a step half of one. A
+      hundredth of the time is all there is to win, and a worker takes 75 MB of memory.
+    * Pixels: rendering takes as long as light planning on a CPU. Ten episodes on two cores, planned for by one thread:
+      1.7 times as many a minute as without processes. (With planning on both cores no difference was established.)
+    * States, planned for on a GPU: planning should take a few milliseconds for all, and stepping ten environments as
+      long; reckoned, not measured.
+
+    In the last two, processes pay once they save more time than it takes to start them.
+
+    Args:
+        device: type of the device that plans, `cpu` or `cuda`.
+        obs: kind of observation.
+        episodes: how many run side by side.
+        cores: CPU cores that the process may use.
+        evaluations: how many evaluations the environments will be used for.
+    """
+    if device == "cpu" and obs == "state":
+        return False
+    one_by_one = evaluations * episodes * EPISODE_STEPS * STEP_SECONDS[obs]
+    return one_by_one * (1 - 1 / min(cores, episodes)) > START_SECONDS
 
 
 @dataclass(frozen=True)
@@ -36,14 +83,27 @@ class Evaluator:
         tasks: one task an episode, all of equal shapes.
         obs: kind of observation.
         seed: the seed that all episodes derive from.
-        parallel: whether each environment has a process of its own. With states, planning takes all the time;
-            rendering pixels is worth it.
+        parallel: whether to step the environments in processes, about one a core; see `processes_pay`. The scores are
+            the same either way.
     """
 
     def __init__(self, tasks: Sequence[str], obs: ObsKind, seed: int, parallel: bool) -> None:
         self._tasks, self._seed = list(tasks), seed
-        seeds = [derive_seed(seed, Stream.EVAL_EPISODE, 0, i) for i in range(len(tasks))]
-        self.env: VectorEnv[Any, Any, Any] = make_vector_env(self._tasks, seeds, obs, parallel)
+        # Every other episode: where costs or lengths go by task, both halves have as much to do.
+        split = len(self._tasks) >= SPLIT_FROM[obs]
+        halves = [slice(0, None, 2), slice(1, None, 2)] if split else [slice(None)]
+        options: dict[str, Any] = {"parallel": False}
+        if parallel:
+            options = {"parallel": True, "workers": max(1, available_cores() // len(halves))}
+        seeds = self._episode_seeds(0)
+        self._halves: list[tuple[slice, VectorEnv[Any, Any, Any]]] = [
+            (rows, make_vector_env(self._tasks[rows], seeds[rows], obs, **options)) for rows in halves
+        ]
+
+    @property
+    def env(self) -> VectorEnv[Any, Any, Any]:
+        """The environments that the first episode runs in the first of: all, or a half."""
+        return self._halves[0][1]
 
     def evaluate(self, agent: TDMPC2, when: int, on_step: Callable[[int], None] | None = None) -> list[EpisodeScore]:
         """Run one episode in each environment, without exploration noise.
@@ -56,36 +116,99 @@ class Evaluator:
         Returns:
             one score an environment.
         """
-        count = len(self._tasks)
-        seeds = [derive_seed(self._seed, Stream.EVAL_EPISODE, when, i) for i in range(count)]
-        actor = agent.actor(derive_seed(self._seed, Stream.EVAL_AGENT, when))
-        names = {name: i for i, name in enumerate(agent.spec.tasks)}
-        ids = np.array([names[task] for task in self._tasks]) if agent.spec.multitask else None
+        halves = [self._begin(agent, when, number) for number in range(len(self._halves))]
+        for step in itertools.count():
+            told = False
+            for half in halves:  # while one is planned for, the other's workers take their step
+                half.finish_step()
+                if half.active.any():
+                    if on_step is not None and not told:
+                        on_step(step)
+                    told = True
+                    half.begin_step()
+            if not told:
+                break
+        scores: dict[int, EpisodeScore] = {}
+        for (rows, _), half in zip(self._halves, halves, strict=True):
+            scores |= zip(range(len(self._tasks))[rows], half.scores(), strict=True)
+        return [scores[i] for i in range(len(self._tasks))]
 
-        obs = begin_episodes(self.env, seeds, np.ones(count, bool))
-        total, success, length = np.zeros(count), np.full(count, np.nan), np.zeros(count, int)
-        active, first = np.ones(count, bool), True
-        while active.any():
-            if on_step is not None:
-                on_step(int(length.max()))
-            action = actor(obs, first, ids, eval_mode=True).numpy()
-            obs, reward, terminated, truncated, info = self.env.step(action)
-            total += np.where(active, reward, 0.0)
-            length += active
-            ended = terminated | truncated
-            success = np.where(active & ended, info["success"], success)
-            active &= ~ended
-            if active.any() and ended.any():
-                # The others go on; these are stepped along, from a new start that nobody looks at.
-                obs = begin_episodes(self.env, seeds, ended)
-            first = False
-        return [
-            EpisodeScore(task, float(total[i]), float(success[i]), int(length[i])) for i, task in enumerate(self._tasks)
-        ]
+    def _begin(self, agent: TDMPC2, when: int, number: int) -> _Episodes:
+        rows, env = self._halves[number]
+        tasks = self._tasks[rows]
+        actor_seed = derive_seed(self._seed, Stream.EVAL_AGENT, when)
+        if number > 0:
+            actor_seed = derive_seed(actor_seed, Stream.EVAL_AGENT, number)
+        ids = np.array([agent.spec.tasks.index(task) for task in tasks]) if agent.spec.multitask else None
+        return _Episodes(tasks, env, self._episode_seeds(when)[rows], agent.actor(actor_seed), ids)
+
+    def _episode_seeds(self, when: int) -> list[int]:
+        return [derive_seed(self._seed, Stream.EVAL_EPISODE, when, i) for i in range(len(self._tasks))]
 
     def close(self) -> None:
         """Close the environments."""
-        self.env.close(terminate=True)  # a worker whose step was broken off might never answer
+        for _, env in self._halves:
+            env.close(terminate=True)  # a worker whose step was broken off might never answer
+
+
+class _Episodes:
+    """Episodes under way that are planned for and stepped together.
+
+    Args:
+        tasks: one an episode.
+        env: their environments.
+        seeds: one an episode.
+        actor: chooses the actions.
+        ids: (N,) the agent's numbers of the tasks; None for an agent of one task.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        env: VectorEnv[Any, Any, Any],
+        seeds: Sequence[int],
+        actor: Actor,
+        ids: NDArray[np.int_] | None,
+    ) -> None:
+        self._tasks, self._env, self._seeds, self._actor, self._ids = tasks, env, seeds, actor, ids
+        count = len(tasks)
+        self.active = np.ones(count, bool)
+        """(N,) which episodes have not ended."""
+        self._total, self._success, self._length = np.zeros(count), np.full(count, np.nan), np.zeros(count, int)
+        self._obs = begin_episodes(env, seeds, self.active)
+        self._first = True
+        self._wait: Callable[[], tuple[Any, ...]] | None = None  # for the step under way
+
+    def begin_step(self) -> None:
+        """Choose actions and step: in the background, where the environments are in processes."""
+        action = self._actor(self._obs, self._first, self._ids, eval_mode=True).numpy()
+        self._first = False
+        if isinstance(self._env, ProcessVectorEnv):
+            self._env.step_async(action)
+            self._wait = self._env.step_wait
+        else:
+            outcome = self._env.step(action)
+            self._wait = lambda: outcome
+
+    def finish_step(self) -> None:
+        """Wait for the step under way, if any, and keep what came of it."""
+        if self._wait is None:
+            return
+        self._obs, reward, terminated, truncated, info = self._wait()
+        self._wait = None
+        self._total += np.where(self.active, reward, 0.0)
+        self._length += self.active
+        ended = terminated | truncated
+        self._success = np.where(self.active & ended, info["success"], self._success)
+        self.active &= ~ended
+        if self.active.any() and ended.any():
+            # The others go on; these are stepped along, from a new start that nobody looks at.
+            self._obs = begin_episodes(self._env, self._seeds, ended)
+
+    def scores(self) -> list[EpisodeScore]:
+        """One an episode, once all have ended."""
+        outcomes = zip(self._tasks, self._total, self._success, self._length, strict=True)
+        return [EpisodeScore(task, float(total), float(ok), int(length)) for task, total, ok, length in outcomes]
 
 
 def summarise(scores: Sequence[EpisodeScore]) -> dict[str, dict[str, float | int]]:

@@ -20,11 +20,11 @@ from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
 from tdmpc2.training.collector import Collector, Episode
-from tdmpc2.training.evaluation import Evaluator, summarise
+from tdmpc2.training.evaluation import Evaluator, processes_pay, summarise
 from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.logs import EVAL_COLUMNS, TRAIN_COLUMNS, CsvLog, EventLog, RunningMeans
 from tdmpc2.training.progress import RunProgress
-from tdmpc2.training.runtime import Stopped, StopRequest
+from tdmpc2.training.runtime import Stopped, StopRequest, available_cores
 
 CHECKPOINT_SECONDS = 600.0
 """A checkpoint is written at least this often, however slow the run."""
@@ -185,8 +185,10 @@ class OnlineTraining:
             self._tell(f"evaluating, step {step} of {self.task.episode_length}")
 
         if self._evaluator is None:
-            tasks = [self.task.name] * self.config.eval_episodes
-            self._evaluator = Evaluator(tasks, self.config.obs, self.config.seed, parallel=self.config.obs == "rgb")
+            config, episodes = self.config, self.config.eval_episodes
+            evaluations = 1 + (config.agent_steps - self.steps) // config.eval_freq
+            parallel = processes_pay(self.agent.device.type, config.obs, episodes, available_cores(), evaluations)
+            self._evaluator = Evaluator([self.task.name] * episodes, config.obs, config.seed, parallel)
         scores = self._evaluator.evaluate(self.agent, self.steps, on_step)
         for outcome in summarise(scores).values():
             row = self._clock() | outcome
