@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from baseline import Baseline
-from measurements import Measurement, count_flops, measure_in_turns, ratio, summarise
+from measurements import Measurement, Product, count_flops, measure_in_turns, ratio, summarise
 
 from tdmpc2 import TDMPC2, AgentSpec, Config
 from tdmpc2.agent.learning import Batch
@@ -41,7 +40,7 @@ def random_batch(spec: AgentSpec, size: int) -> dict[str, torch.Tensor]:
 
 
 def measure_agent(
-    size: int, shape: str, device: torch.device, seconds: float, threads: int, rate: float, settings: dict[str, str]
+    size: int, shape: str, device: torch.device, seconds: float, threads: int, settings: dict[str, str]
 ) -> list[Measurement]:
     """Act, for one observation and for ten, and update, in turns with the baseline or, in multi-task, with
     `compile=none precision=float32`.
@@ -52,7 +51,6 @@ def measure_agent(
         device: where.
         seconds: time for each of the three.
         threads: CPU threads, for the record.
-        rate: the machine's float32 matrix-product rate, GFLOP/s.
         settings: precision and compile.
     """
     spec = shape_of(shape)
@@ -86,20 +84,23 @@ def measure_agent(
     if agent.execution.compile == "full":  # the counter does not see into compiled code
         counted = TDMPC2(Config(task=SHAPES[shape], model_size=size, device=str(device), compile="none"), spec)
     flops = [count_flops(act(counted, 1)), count_flops(lambda: counted.update(batch))]
-    ours, plain_times = measure_in_turns([act(agent, 1), plain_act], seconds, device=device)
-    ten, one_again = measure_in_turns([act(agent, 10), act(agent, 1)], seconds, least=3, device=device)
-    updates, plain_updates = measure_in_turns([lambda: agent.update(batch), plain_update], seconds, device=device)
+    product = Product(device)
 
-    def share(work: int, times: list[float]) -> float:
-        return work / statistics.median(times) / 1e9 / rate
+    def in_turns(action: Callable[[], object], other: Callable[[], object], least: int = 5) -> list[list[float]]:
+        return measure_in_turns([action, other, product.run], seconds, least, device)
 
+    ours, plain_times, products = in_turns(act(agent, 1), plain_act)
+    ten, one_again, ten_products = in_turns(act(agent, 10), act(agent, 1), least=3)
+    updates, plain_updates, update_products = in_turns(lambda: agent.update(batch), plain_update)
     return [
-        summarise(f"act, {chosen}", "ms", [t * 1e3 for t in ours], threads, share(flops[0], ours),
+        summarise(f"act, {chosen}", "ms", [t * 1e3 for t in ours], threads, product.share(flops[0], ours, products),
                   faster=ratio(plain_times, ours), baseline=beside),
         summarise(f"act for 10, each, {chosen}", "ms", [t / 10 * 1e3 for t in ten], threads,
-                  share(10 * flops[0], ten), faster=10 * ratio(one_again, ten), baseline="one at a time"),
-        summarise(f"update, {chosen}", "ms", [t * 1e3 for t in updates], threads, share(flops[1], updates),
-                  faster=ratio(plain_updates, updates), baseline=beside),
+                  product.share(10 * flops[0], ten, ten_products), faster=10 * ratio(one_again, ten),
+                  baseline="one at a time"),
+        summarise(f"update, {chosen}", "ms", [t * 1e3 for t in updates], threads,
+                  product.share(flops[1], updates, update_products), faster=ratio(plain_updates, updates),
+                  baseline=beside),
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from agent_speed import SHAPES, measure_agent, measure_start, shape_of
 from baseline import Baseline
+from evaluation_speed import measure_evaluation
 from measurements import Measurement, measure, measure_in_turns, product_rate, ratio, summarise
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +41,7 @@ TASK = "walker-walk"
 ENVIRONMENTS = ("cartpole-swingup", "walker-walk", "cheetah-run", "humanoid-run", "dog-run")
 REPLAY_ROWS = 1_000_000
 BATCH, HORIZON = 256, 3
-PARTS = ("agent", "online", "start", "environments", "replay")
+PARTS = ("agent", "online", "start", "evaluation", "environments", "replay")
 """What can be measured apart."""
 
 
@@ -197,12 +198,11 @@ def main() -> None:
     for threads in options.threads or sorted({1, available_cores()}):
         prepare_process(threads)
         console.print(f"measuring with {threads} thread(s) ...")
-        rate = product_rate(device, options.seconds, threads)
-        results.append(rate)
+        results.append(product_rate(device, options.seconds, threads))
         for size in options.sizes:
             if "agent" in options.only:
                 for shape in options.shapes:
-                    results += measure_agent(size, shape, device, options.seconds, threads, rate.median, settings)
+                    results += measure_agent(size, shape, device, options.seconds, threads, settings)
             if "online" in options.only:
                 results += measure_end_to_end(size, threads, options.seconds, str(device), settings)
     prepare_process(1)
@@ -210,6 +210,9 @@ def main() -> None:
         console.print("measuring starts ...")
         for size in options.sizes:
             results += measure_start(size, device, 1, execution.compile)
+    if "evaluation" in options.only:
+        console.print("measuring evaluation ...")
+        results += measure_evaluation(options.seconds, 1, options.sizes[0], device=str(device), settings=settings)
     if "environments" in options.only:
         console.print("measuring environments ...")
         results += measure_environments(options.seconds)

@@ -70,12 +70,33 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return float(np.median(np.asarray(slow) / np.asarray(fast)))
 
 
+class Product:
+    """A float32 matrix product to hold other work against, run in turns with it."""
+
+    def __init__(self, device: torch.device) -> None:
+        n = 1024 if device.type == "cpu" else 8192
+        self._x, self.flops = torch.randn(n, n, device=device), 2 * n**3
+
+    def run(self) -> torch.Tensor:
+        """Multiply once."""
+        return self._x @ self._x
+
+    def share(self, flops: int, times: Sequence[float], own: Sequence[float]) -> float:
+        """What part of this product's rate other work reached: the median over turns.
+
+        Args:
+            flops: of the other work.
+            times: of the other work.
+            own: of this product, in the same turns.
+        """
+        return float(np.median((flops / np.asarray(times)) / (self.flops / np.asarray(own))))
+
+
 def product_rate(device: torch.device, seconds: float, threads: int) -> Measurement:
     """The machine's float32 matrix-product rate, in GFLOP/s."""
-    n = 1024 if device.type == "cpu" else 8192
-    x = torch.randn(n, n, device=device)
-    times = measure(lambda: x @ x, seconds, device=device)
-    return summarise("matrix products, float32", "GFLOP/s", [2 * n**3 / t / 1e9 for t in times], threads)
+    product = Product(device)
+    rates = [product.flops / t / 1e9 for t in measure(product.run, seconds, device=device)]
+    return summarise("matrix products, float32", "GFLOP/s", rates, threads)
 
 
 def count_flops(action: Callable[[], object]) -> int:

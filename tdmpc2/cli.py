@@ -123,8 +123,11 @@ def _info(options: argparse.Namespace) -> int:
     config = parse_settings(Config, options.settings)
     import torch
 
+    from tdmpc2.agent.execution import choose_device, choose_execution
     from tdmpc2.agent.world_model import WorldModel
 
+    device = choose_device(config.device)
+    execution = choose_execution(config, device)
     spec = AgentSpec.from_tasks(config.tasks, config.obs)
     with torch.device("meta"):  # shapes only: size 317 needs no memory
         counts = WorldModel(config, spec).parameter_counts()
@@ -141,10 +144,6 @@ def _info(options: argparse.Namespace) -> int:
     console.print(
         f"observation {spec.obs_shape}, action ({spec.action_dim},), {len(spec.tasks)} task(s)", highlight=False
     )
-    from tdmpc2.agent.execution import choose_device, choose_execution
-
-    device = choose_device(config.device)
-    execution = choose_execution(config, device)
     console.print(f"device: {device}", highlight=False)
     for name in ("precision", "compile"):
         reason = execution.why.get(name)

@@ -37,6 +37,8 @@ def numbers(shown: str) -> dict[str, str]:
         ("task=dog-run lr=0", "lr: input should be greater than 0"),
         ("task=dog-run obs=pixels", "obs: "),
         ("task=dog-run device=gpu", "device: "),
+        ("task=dog-run compile=fast", "compile: input should be 'auto', 'none', 'kernels' or 'full' (given: 'fast')"),
+        ("task=dog-run precision=half", "precision: input should be 'auto', 'float32', 'tf32' or 'bfloat16'"),
         ("task=dog-run num_elites=600", "num_elites must not be above num_samples"),
         ("task=dog-run steps=10 env_steps=20", "steps and env_steps: give one of them"),
         ("task=dog-run exp_name=../elsewhere", "exp_name names a folder"),
@@ -143,6 +145,62 @@ def test_info_of_a_single_task_has_no_embedding_and_tells_the_budget(capsys):
     assert numbers(shown)["task embedding"] == "0"
     assert "observation (9, 64, 64), action (6,)" in shown
     assert "environment steps" in shown
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Pretends that the CPU kernels could be built here, or that there is no compiler for them."""
+    from tdmpc2.agent import kernels
+
+    def pretend(there: bool) -> None:
+        found = kernels.Availability(object() if there else None, "compiled by c++" if there else "no compiler found")
+        monkeypatch.setattr(kernels, "load", lambda: found)
+
+    return pretend
+
+
+def test_info_says_how_the_run_would_be_computed_and_why(capsys, compiler):
+    compiler(True)
+    assert main(["info", "task=walker-walk", "model_size=1", "device=cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "device: cpu" in lines
+    (precision,) = [line for line in lines if line.startswith("precision: ")]
+    assert precision.startswith("precision: float32 (auto: ")
+    assert "bfloat16" in precision
+    (compiling,) = [line for line in lines if line.startswith("compile: ")]
+    assert compiling.startswith("compile: kernels (auto: faster than torch.compile")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [("compile=none", "compile: none"), ("compile=true", "compile: full"), ("precision=float32", "precision: float32")],
+)
+def test_info_gives_no_reason_for_what_was_asked_for(capsys, compiler, word, line):
+    compiler(True)
+    assert main(["info", "task=walker-walk", "model_size=1", "device=cpu", word]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_info_says_once_that_without_a_compiler_all_is_slower(capsys, compiler):
+    compiler(False)
+    assert main(["info", "task=walker-walk", "model_size=1", "device=cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "compile: none (auto: no compiler found)" in shown.splitlines()
+    assert shown.count("running uncompiled, which is slower: no compiler found") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("precision=tf32", "precision: tf32 is for GPUs; on a CPU float32 or bfloat16"),
+        ("compile=kernels", "compile: kernels is not to be had here: no compiler found; compile=none works everywhere"),
+        ("compile=true", "compile: full is not to be had here: no compiler found; compile=none works everywhere"),
+    ],
+)
+def test_info_refuses_what_this_machine_cannot_do(capsys, compiler, word, message):
+    compiler(False)
+    assert main(["info", "task=walker-walk", "model_size=1", "device=cpu", word]) == 2
+    assert capsys.readouterr().err == f"tdmpc2: {message}\n"
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

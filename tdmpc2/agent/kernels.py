@@ -62,7 +62,8 @@ def load() -> Availability:
     """The kernels, compiled if need be; once a process."""
     compiler = find_compiler()
     if compiler is None:
-        return Availability(None, "no C++ compiler found (install g++ or clang++, or name one by CXX)")
+        named = f"CXX={os.environ['CXX']} names none" if os.environ.get("CXX") else "or name one by CXX"
+        return Availability(None, f"no C++ compiler found (install g++ or clang++; {named})")
     try:
         path = _library_path(compiler)
         if not path.exists():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -104,20 +103,6 @@ def step_weights(rho: float, steps: int, device: torch.device) -> Tensor:
     return rho ** torch.arange(steps, device=device, dtype=torch.float32)
 
 
-@contextmanager
-def _casts_not_kept() -> Iterator[None]:
-    """Under autocast, a weight cast to bfloat16 without gradients must not serve later where they are wanted."""
-    if torch.compiler.is_compiling():  # nothing is kept there
-        yield
-        return
-    kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(kept)
-
-
 @torch.no_grad()
 def td_targets(model: WorldModel, next_z: Tensor, batch: Batch, noise: UpdateNoise) -> Tensor:
     """r + gamma (1 - terminated) min of two target Qs at the policy's action: next_z (H, B, L) -> (H, B, 1)."""
@@ -135,7 +120,7 @@ def model_loss(model: WorldModel, batch: Batch, noise: UpdateNoise) -> tuple[Ten
     """
     config, two_hot = model.config, model.two_hot
     shift = noise.shift
-    with torch.no_grad(), _casts_not_kept():
+    with torch.no_grad():
         next_z = model.encode(batch.obs[1:], batch.task, None if shift is None else shift[1:])
         targets = td_targets(model, next_z, batch, noise)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tdmpc2.agent.execution import choose_device, choose_execution
 from tdmpc2.config import Config
 from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.training.folder import RunFolder
@@ -34,6 +35,8 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
     if config.wandb:
         check_wandb()
     folder = RunFolder.of(config)
+    if not folder.config_file.exists():  # what cannot be had must not leave a folder behind
+        choose_execution(config, choose_device(config.device))
     with disk_full_is_user_error(folder.path, "writing the run's records"):
         folder.claim(config)
         try:

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tdmpc2.agent import kernels
 from tdmpc2.agent.layers import Ensemble, Mish, NormedLinear, PixelEncoder, SimNorm, mish, mlp, shift_images
+
+built = pytest.mark.skipif(not kernels.available(), reason=kernels.load().reason)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -185,6 +188,80 @@ def test_dropout_acts_on_the_first_layer_only_and_before_its_layer_norm(ensemble
         expected = separately(ensemble, x, member, keep[row].unflatten(0, (2, 3)))
         torch.testing.assert_close(got[row], expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(got, ensemble(x, members=torch.tensor([1, 3])), atol=1e-2)
+
+
+def value_and_gradients(module: torch.nn.Module, x: torch.Tensor, **rest: object) -> list[torch.Tensor]:
+    """A module's output, and the gradients of a fixed function of it for the input and all parameters."""
+    x = x.detach().requires_grad_()
+    y = module(x, **rest)
+    (y * draw(*y.shape, seed=77)).sum().backward()
+    gradients = [x.grad.clone(), *(parameter.grad.clone() for parameter in module.parameters())]
+    module.zero_grad()
+    return [y.detach(), *gradients]
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=built)])
+@pytest.mark.parametrize("constant", [0, 3, 5])
+def test_entries_called_constant_change_no_value_and_get_no_gradient(
+    ensemble: Ensemble, constant: int, fused: bool
+) -> None:
+    ensemble.fused = fused
+    x, members = draw(2, 7, 5), torch.tensor([3, 0])
+    plain = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(ensemble(plain, members, frozen=True).square().sum(), plain)
+    given = x.clone().requires_grad_()
+    y = ensemble(given, members, frozen=True, constant=constant)
+    torch.testing.assert_close(y, ensemble(x, members), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(y.square().sum(), given)
+    torch.testing.assert_close(gradient[..., constant:], expected[..., constant:], rtol=1e-4, atol=1e-6)
+    assert (gradient[..., :constant] == 0).all()
+
+
+# --- the CPU kernels within the layers
+
+
+@built
+@pytest.mark.parametrize(("hidden", "act"), [(13, None), (24, None), (16, SimNorm(8)), (12, SimNorm(4))])
+def test_kernels_change_no_value_and_no_gradient_of_a_layer(hidden: int, act: SimNorm | None) -> None:
+    layer = NormedLinear(5, hidden, act)
+    with torch.no_grad():
+        for i, parameter in enumerate(layer.parameters()):
+            parameter.copy_(draw(*parameter.shape, seed=i) * 0.5 + 0.3)
+    plain = value_and_gradients(layer, draw(3, 4, 5))
+    layer.fused = True
+    for got, expected in zip(value_and_gradients(layer, draw(3, 4, 5)), plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@built
+@pytest.mark.parametrize("members", [None, [2, 0]])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_kernels_change_no_value_and_no_gradient_of_an_ensemble(
+    ensemble: Ensemble, dropout: bool, members: list[int] | None
+) -> None:
+    x, count = draw(2, 7, 5), 4 if members is None else 2
+    keep = (draw(count, 14, 6, seed=3) > -0.5).float() * 1.3 if dropout else None
+    rest = {"members": None if members is None else torch.tensor(members), "keep": keep}
+    plain = value_and_gradients(ensemble, x, **rest)
+    ensemble.fused = True
+    for got, expected in zip(value_and_gradients(ensemble, x, **rest), plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # the way without gradients is another one, member by member; dropout counts there as well
+        torch.testing.assert_close(ensemble(x, **rest), plain[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=built)])
+def test_hidden_layers_hand_on_bfloat16_and_latent_states_are_float32(fused: bool) -> None:
+    hidden, latent = NormedLinear(8, 16), NormedLinear(8, 16, SimNorm(8))
+    hidden.fused = latent.fused = fused
+    y = draw(3, 16)
+    for layer, dtype in ((hidden, torch.bfloat16), (latent, torch.float32)):
+        assert layer.activate(y.bfloat16()).dtype == dtype
+        assert layer.activate(y).dtype == torch.float32
+        # Within, all is float32: only the input's rounding counts, and the output's, where that is bfloat16.
+        exact = layer.activate(y.bfloat16().float())
+        rounding = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(layer.activate(y.bfloat16()).float(), exact, rtol=rounding, atol=1e-6)
 
 
 # --- pixels

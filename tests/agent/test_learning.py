@@ -15,6 +15,7 @@ from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.learning import (
     Batch,
     UpdateNoise,
+    draw_keep,
     draw_update_noise,
     model_loss,
     policy_loss,
@@ -58,6 +59,15 @@ def test_running_scale_averages_the_5th_to_95th_percentile_range(values: Any, sc
     assert updated.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 19, 20, 21, 64, 256, 257])
+def test_running_scale_interpolates_percentiles_as_numpy_does(count: int) -> None:
+    values = 30 * torch.randn(count, 1, generator=torch.Generator().manual_seed(count))
+    low, high = np.quantile(values.double().numpy(), [0.05, 0.95], method="linear")
+    expected = 3.0 + 0.01 * (max(high - low, 1.0) - 3.0)
+    assert update_scale(torch.tensor(3.0), values, 0.01).item() == pytest.approx(expected, rel=1e-6)
+    assert update_scale(torch.tensor(3.0), values, 1.0).item() == pytest.approx(max(high - low, 1.0), rel=1e-6)
+
+
 def test_later_steps_weigh_powers_of_rho() -> None:
     assert step_weights(0.5, 4, CPU).tolist() == [1.0, 0.5, 0.25, 0.125]
 
@@ -88,6 +98,89 @@ def test_without_dropout_no_factors_are_drawn_and_pixels_get_a_shift_for_each_im
     assert noise.shift is not None
     assert noise.shift.shape == (4, 5, 2)
     assert len(noise.shift.flatten(0, 1).unique(dim=0)) > 5
+
+
+# Up to 0.1 the gaps between dropped entries are drawn, above it every entry by itself.
+DROPOUTS = [0.001, 0.01, 0.1, 0.11, 0.5]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS)
+def test_dropout_drops_at_its_rate_and_scales_what_it_keeps(dropout: float) -> None:
+    n = 1_000_000
+    keep = draw_keep((2, 500, 1000), dropout, seeded())
+    assert keep.shape == (2, 500, 1000)
+    assert keep.is_contiguous()
+    assert keep.dtype == torch.float32
+    dropped = keep == 0
+    assert abs(dropped.sum().item() - n * dropout) < 4 * (n * dropout * (1 - dropout)) ** 0.5
+    factors = keep[~dropped].unique()
+    assert len(factors) == 1
+    assert factors.item() == pytest.approx(1 / (1 - dropout), rel=1e-7)
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS)
+@pytest.mark.parametrize("lag", [1, 2, 3, 16, 1000])
+def test_dropped_entries_are_independent_of_their_neighbours(lag: int, dropout: float) -> None:
+    n = 2_000_000
+    dropped = draw_keep((n,), dropout, seeded(1)) == 0
+    both = (dropped[lag:] & dropped[:-lag]).sum().item()
+    expected = n * dropout**2
+    # Pairs overlap, but far apart they are nearly independent of one another: 5 standard deviations, a little wide.
+    assert abs(both - expected) < 5 * (expected * (1 + 2 * dropout)) ** 0.5 + 3
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3)])
+def test_every_entry_of_a_short_tensor_is_dropped_alike_the_first_and_the_last_too(
+    shape: tuple[int, ...], dropout: float
+) -> None:
+    draw, times = seeded(), 3000
+    dropped = torch.stack([draw_keep(shape, dropout, draw).flatten() == 0 for _ in range(times)])
+    deviation = (times * dropout * (1 - dropout)) ** 0.5
+    assert (dropped.sum(dim=0) - times * dropout).abs().max() < 4.5 * deviation
+    # How many are dropped together is binomial: its variance, known to 1 / sqrt(times / 2) = 2.6 %, says so.
+    n = dropped.shape[1]
+    variance = dropped.sum(dim=1).double().var().item()
+    assert variance == pytest.approx(n * dropout * (1 - dropout), rel=0.25 if n == 1 else 0.15)
+
+
+@pytest.mark.parametrize("dropout", [1e-12, 0.01, 0.5])
+def test_nothing_to_drop_from_is_no_fault(dropout: float) -> None:
+    assert draw_keep((2, 0, 3), dropout, seeded()).shape == (2, 0, 3)
+    assert (draw_keep((5,), 1e-12, seeded()) == 1).all()
+
+
+@pytest.mark.parametrize("dropout", [0.01, 0.5])
+def test_dropout_follows_from_its_generator_alone(dropout: float) -> None:
+    draw, again, other = seeded(1), seeded(1), seeded(2)
+    torch.manual_seed(0)
+    first = [draw_keep((40, 50), dropout, draw) for _ in range(2)]
+    torch.manual_seed(1)
+    second = [draw_keep((40, 50), dropout, again) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], draw_keep((40, 50), dropout, other))
+
+
+def test_gaps_between_dropped_entries_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # At 0.1 a gap of k or more has probability 0.9^k: u = 0.2 lies between 1 - 0.9^2 = 0.19 and 1 - 0.9^3 = 0.271, a
+    # gap of 2; 0 is a gap of none; 0.3 lies between 0.271 and 0.344, a gap of 3. So entries 2, 3 and 7 are dropped.
+    def fixed(count: int, **rest: Any) -> torch.Tensor:
+        return torch.tensor([0.2, 0.0, 0.3] + [0.999999] * (count - 3), dtype=torch.float64)
+
+    monkeypatch.setattr(torch, "rand", fixed)
+    keep = draw_keep((3, 4), 0.1, seeded())
+    assert keep.dtype == torch.float32
+    torch.testing.assert_close(keep, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]) / 0.9)
+
+
+def test_a_run_of_drops_longer_than_was_drawn_for_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda count, **rest: torch.zeros(count, dtype=torch.float64))
+    assert (draw_keep((1000,), 0.01, seeded()) == 0).all()
 
 
 # --- losses

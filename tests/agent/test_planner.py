@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tdmpc2.agent import planner
+from tdmpc2.agent import kernels, planner
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.planner import (
     PlanNoise,
+    begin_roll_out,
     draw_pair,
     draw_plan_noise,
     draw_shift,
@@ -231,6 +232,73 @@ def test_prior_sequences_follow_the_policy_through_the_model(
                 action = plain.pi(state, int(tasks[b]), noise[t, b, p].double().numpy())[0]
                 torch.testing.assert_close(sequences[b, p, t].double(), torch.as_tensor(action), rtol=1e-3, atol=1e-4)
                 state = plain.next(state, action, int(tasks[b]))
+
+
+# --- work that is shared or spared
+
+
+COMPILING = [
+    "none",
+    pytest.param("kernels", marks=pytest.mark.skipif(not kernels.available(), reason=kernels.load().reason)),
+]
+
+
+def states_and_actions(agent: TDMPC2, batch: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Latent states (B, L), sequences (B, S, H, A) and, for a multi-task agent, ids (B, 1)."""
+    ids = torch.arange(batch)[:, None] % 3 if agent.spec.multitask else None
+    with torch.no_grad():
+        z = agent.model.encode(observe(agent, batch), None if ids is None else ids[:, 0])
+    actions = torch.rand(batch, count, 3, agent.spec.action_dim, generator=generator(1)) * 2 - 1
+    return z, actions, ids
+
+
+@pytest.mark.parametrize("compiling", COMPILING)
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["single", "multi"])
+def test_many_actions_from_one_state_lead_where_each_leads_alone(
+    kind: str, count: int, compiling: str, make_agent: Callable[..., TDMPC2]
+) -> None:
+    agent = make_agent(kind, compile=compiling)
+    z, actions, ids = states_and_actions(agent, 3, count)
+    together, alone = z[:, None], z[:, None].expand(3, count, -1)
+    with torch.no_grad():
+        for network in (agent.model.next, agent.model.reward):
+            got, expected = network(together, actions[:, :, 0], ids), network(alone, actions[:, :, 0], ids)
+            assert got.shape == expected.shape
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert count < 2 or not torch.allclose(expected[:, 0], expected[:, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("compiling", COMPILING)
+@pytest.mark.parametrize("prior", [0, 1, 4, 6])
+@pytest.mark.parametrize(("kind", "episodic"), [("single", False), ("multi", True)])
+def test_knowing_where_the_priors_sequences_lead_changes_no_value(
+    kind: str, episodic: bool, prior: int, compiling: str, make_agent: Callable[..., TDMPC2]
+) -> None:
+    agent = make_agent(kind, episodic=episodic, compile=compiling)
+    z, actions, ids = states_and_actions(agent, 3, 6)
+    noise = torch.randn(3, 3, prior, agent.spec.action_dim, generator=generator(2))
+    last = torch.randn(3, 6, agent.spec.action_dim, generator=generator(3))
+    members = torch.tensor([1, 0])
+    with torch.no_grad():
+        proposals, known = roll_out_prior(agent.model, z, ids, noise)
+        assert proposals.shape == (3, prior, 3, agent.spec.action_dim)
+        assert known.z.shape == (3, prior, 16)
+        assert known.rewards.shape == known.factor.shape == (3, prior, 1)
+        actions = torch.cat([proposals, actions[:, prior:]], dim=1)
+        with_it = estimate_value(agent.model, z, actions, ids, last, members, known)
+        without = estimate_value(agent.model, z, actions, ids, last, members)
+    assert with_it.shape == (3, 6)
+    torch.testing.assert_close(with_it, without, rtol=1e-3, atol=1e-3)
+
+
+def test_before_its_first_action_a_sequence_has_no_reward_and_counts_in_full() -> None:
+    z = torch.rand(2, 16)
+    begin = begin_roll_out(z, 5)
+    assert torch.equal(begin.z[:, 0], z)
+    assert (begin.rewards == 0).all()
+    assert (begin.factor == 1).all()
+    assert begin.rewards.shape == begin.factor.shape == (2, 5, 1)
 
 
 # --- whole plans

@@ -290,3 +290,8 @@ def test_another_fault_fails_the_run_and_keeps_its_own_traceback(stopped, comman
     assert (status.state, status.message) == ("failed", "a programmer's mistake")
     assert not stopped.is_claimed()
     assert command()[0] == 0
+
+
+def test_a_precision_that_is_not_to_be_had_is_refused_before_there_is_a_folder(command, tmp_path):
+    assert_refused(*command(precision="tf32", device="cpu"), "precision: tf32 is for GPUs")
+    assert list(tmp_path.iterdir()) == []
