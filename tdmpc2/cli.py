@@ -1,4 +1,4 @@
-"""The command `tdmpc2`: train, evaluate, sweep, info."""
+"""The command `tdmpc2`: train, evaluate, sweep, info, export-reference."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tdmpc2.config import Config, EvaluateConfig, architecture, parse_settings
+from tdmpc2.config import Config, EvaluateConfig, ExportConfig, architecture, parse_settings
 from tdmpc2.errors import UserError
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
@@ -42,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, Config, "train one run, or resume it"),
         ("evaluate", _evaluate, EvaluateConfig, "evaluate, and film, the agent in a run's folder"),
         ("info", _info, Config, "show what a run would use: model, parameters, budget"),
+        (
+            "export-reference",
+            _export_reference,
+            ExportConfig,
+            "write a run's weights as TD-MPC2's authors' code reads them",
+        ),
     ):
         verb = verbs.add_parser(
             name,
@@ -51,25 +58,25 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_argument("settings", nargs="+", metavar="key=value", help="settings; see below")
-        if name != "info":
+        if name in ("train", "evaluate"):
             verb.add_argument("--quiet", action="store_true", help="no progress")
         verb.set_defaults(run_command=run_command)
     register(verbs)
     return parser
 
 
-def _describe_settings(cls: type[Config] | type[EvaluateConfig]) -> str:
+def _describe_settings(cls: type[Config] | type[EvaluateConfig] | type[ExportConfig]) -> str:
     """The settings with their defaults and the docstrings under their fields."""
     lines = ["settings:"]
     docs = {name: info.description for name, info in cls.__pydantic_fields__.items()}  # type: ignore[union-attr]
     for field in dataclasses.fields(cls):
-        required = field.name in ("task", "run")
+        required = field.name in ("task", "run", "output")
         default = "" if required else f"={_plain_default(cls, field.name)}"
         lines.append(f"  {field.name}{default}\n      {docs[field.name]}")
     return "\n".join(lines)
 
 
-def _plain_default(cls: type[Config] | type[EvaluateConfig], name: str) -> str:
+def _plain_default(cls: type[Config] | type[EvaluateConfig] | type[ExportConfig], name: str) -> str:
     default = cls.__pydantic_fields__[name].default  # type: ignore[union-attr]
     return str(default).lower() if isinstance(default, bool) or default is None else str(default)
 
@@ -154,4 +161,28 @@ def _info(options: argparse.Namespace) -> int:
     if not spec.multitask:
         env_steps = config.agent_steps * get_task(spec.tasks[0]).action_repeat
         console.print(f"budget: {env_steps:,} environment steps ({config.agent_steps:,} agent steps)", highlight=False)
+    return 0
+
+
+def _export_reference(options: argparse.Namespace) -> int:
+    config = parse_settings(ExportConfig, options.settings)
+    from tdmpc2.agent import checkpoints
+    from tdmpc2.agent.agent import TDMPC2
+    from tdmpc2.agent.reference import write_reference
+    from tdmpc2.training.folder import RunFolder
+
+    if Path(config.output).exists():
+        raise UserError(f"output: {config.output} exists already; name another file")
+    folder = RunFolder(config.run)
+    folder.read_config()  # says so where it is no run's folder
+    state = checkpoints.read(folder.checkpoint)
+    if "agent" not in state:
+        raise UserError(f"{folder.checkpoint}: not a run's checkpoint")
+    # Whatever device the run was on: nothing is computed here.
+    agent = TDMPC2.from_state(state["agent"], folder.checkpoint, "cpu", compile="none", precision="float32")
+    try:
+        write_reference(agent, config.output)
+    except OSError as error:
+        raise UserError(f"output: {config.output} cannot be written ({error.strerror})") from None
+    print(f"{config.output}: written")
     return 0

@@ -282,6 +282,16 @@ class EvaluateConfig:
 Settings = TypeVar("Settings")
 
 
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class ExportConfig:
+    """Settings of `tdmpc2 export-reference`."""
+
+    run: str
+    """Folder of the run."""
+    output: str
+    """File to write; it must not be there yet."""
+
+
 def parse_settings(cls: Callable[..., Settings], words: Iterable[str]) -> Settings:
     """Settings from `key=value` words, as typed on the command line.
 

@@ -90,6 +90,30 @@ def test_a_run_killed_at_a_dozen_points_ends_as_one_that_was_never_killed(launch
     assert list(folder.path.rglob("*.tmp")) == []  # one was killed while writing
 
 
+@pytest.mark.parametrize(
+    ("precision", "compiled"),
+    [
+        ("float32", "none"),
+        ("bfloat16", "none"),
+        ("bfloat16", "kernels"),
+        pytest.param("float32", "full", marks=pytest.mark.slow),  # torch.compile takes minutes
+    ],
+)
+def test_resume_is_exact_with_every_precision_and_way_of_compiling(
+    launch, words, contents, identical, precision, compiled
+):
+    own = {"precision": precision, "compile": compiled, **SCHEDULE, "steps": 80}
+    untouched, killed = words(exp_name="untouched", **own), words(exp_name="killed", **own)
+    assert launch(["train", *untouched])[0] == 0
+    code, output = launch(["train", *killed], Kill("tdmpc2.agent.agent:TDMPC2.update", 70))
+    assert code == -signal.SIGKILL, output
+    code, output = launch(["train", *killed])
+    assert code == 0, output
+    outcome = contents(folder_of(killed))
+    identical(outcome, contents(folder_of(untouched)))
+    assert len(outcome["train"]) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_a_real_run_killed_from_outside_ends_as_one_that_was_never_killed(words, contents, identical, num_envs):
