@@ -9,24 +9,22 @@ learned from can be told from the manifest alone.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pydantic
-from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from tdmpc2.config import Count, Positive, make_settings
+from tdmpc2.data.copying import copy_store
 from tdmpc2.data.episodes import EpisodeTable
-from tdmpc2.data.files import RowFiles, disk_full_is_user_error, write_at
+from tdmpc2.data.files import RowFiles, disk_full_is_user_error
 from tdmpc2.data.layout import DESCRIPTION, EPISODE_LOG, Layout, read_layout, sync_folder
 from tdmpc2.errors import UserError, require
 from tdmpc2.spec import AgentSpec
@@ -36,8 +34,6 @@ MANIFEST = "dataset.json"
 FORMAT_VERSION = 1
 COPIES = "stores"
 """Folder of the copied stores, beside the manifest."""
-_COPIED_AT_ONCE = 16 * 2**20
-_SUMMED_AT_ONCE = 2**20
 
 _ENTRY = ConfigDict(extra="forbid")
 
@@ -337,7 +333,7 @@ def _with_copies(dataset: Dataset) -> Dataset:
     try:
         for place, record in enumerate(dataset.stores):
             copied = dataclasses.replace(record, path=f"{COPIES}/{place:03}-{record.task}")
-            _copy_store(dataset.store_folder(record), dataset.folder / copied.path)
+            copy_store(dataset.store_folder(record), dataset.folder / copied.path)
             records.append(copied)
         result = dataclasses.replace(dataset, stores=tuple(records))
         result.check()
@@ -345,41 +341,6 @@ def _with_copies(dataset: Dataset) -> Dataset:
         shutil.rmtree(copies)
         raise
     return result
-
-
-def _copy_store(source: Path, target: Path) -> None:
-    target.mkdir()
-    files = [path for path in source.iterdir() if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == DESCRIPTION):  # which makes a folder a store: last
-        _copy_file(path, target / path.name)
-    sync_folder(target)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    """Copy a file whose holes stay holes: a store takes room on disk only for what it holds."""
-    with source.open("rb", buffering=0) as read, target.open("xb", buffering=0) as write:
-        size = os.fstat(read.fileno()).st_size
-        write.truncate(size)
-        for begin, end in _data_ranges(read.fileno(), size):
-            while begin < end:
-                piece = os.pread(read.fileno(), min(end - begin, _COPIED_AT_ONCE), begin)
-                require(len(piece) > 0, f"{source}: was truncated while being copied")
-                write_at(write, np.frombuffer(piece, np.uint8), begin)
-                begin += len(piece)
-        os.fsync(write.fileno())
-
-
-def _data_ranges(file: int, size: int) -> Iterator[tuple[int, int]]:
-    end = 0
-    while end < size:
-        try:
-            begin = os.lseek(file, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole follows
-                return
-            raise
-        end = os.lseek(file, begin, os.SEEK_HOLE)
-        yield begin, end
 
 
 def _write(dataset: Dataset) -> None:
@@ -402,85 +363,3 @@ def _write(dataset: Dataset) -> None:
     finally:
         unnamed.unlink(missing_ok=True)
     sync_folder(dataset.folder)
-
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """What a data set holds of one task."""
-
-    task: str
-    stores: int
-    episodes: int
-    transitions: int
-    """Agent steps."""
-    disk_bytes: int
-    """Room that its stores take on disk, holes not counted."""
-    return_min: float
-    """Smallest return of an episode; likewise the quartiles, mean and largest."""
-    return_q25: float
-    return_median: float
-    return_q75: float
-    return_max: float
-    return_mean: float
-
-
-def describe(dataset: Dataset) -> list[TaskSummary]:
-    """What the data set holds of each task, in the order of ids. Of the rows, only rewards are read.
-
-    Raises:
-        UserError: a store is gone or has changed, as `Dataset.open_store` says.
-    """
-    returns = episode_returns(dataset)
-    summaries = []
-    for task in dataset.tasks:
-        records = [record for record in dataset.stores if record.task == task.name]
-        low, q25, median, q75, high = np.quantile(returns[task.name], [0, 0.25, 0.5, 0.75, 1]).tolist()
-        summaries.append(
-            TaskSummary(
-                task=task.name,
-                stores=len(records),
-                episodes=sum(record.episodes for record in records),
-                transitions=sum(record.transitions for record in records),
-                disk_bytes=sum(_disk_bytes(dataset.store_folder(record)) for record in records),
-                return_min=low,
-                return_q25=q25,
-                return_median=median,
-                return_q75=q75,
-                return_max=high,
-                return_mean=float(returns[task.name].mean()),
-            )
-        )
-    return summaries
-
-
-def episode_returns(dataset: Dataset) -> Mapping[str, NDArray[np.float64]]:
-    """The returns of all episodes, by task: (episodes,), store after store, the oldest episode first.
-
-    Raises:
-        UserError: a store is gone or has changed, as `Dataset.open_store` says.
-    """
-    returns: dict[str, list[NDArray[np.float64]]] = {task.name: [] for task in dataset.tasks}
-    for record in dataset.stores:
-        returns[record.task].extend(_store_returns(dataset.open_store(record)))
-    return {name: np.concatenate(parts) for name, parts in returns.items()}
-
-
-def _store_returns(store: OpenStore) -> Iterator[NDArray[np.float64]]:
-    """Returns of a store's episodes, as many of them at a time as have about a million rows."""
-    table = store.episodes
-    bounds = np.array([table.first_row(index) for index in range(table.oldest, table.count + 1)])
-    begin = 0
-    while begin < len(bounds) - 1:
-        # Up to the last episode that still ends within the rows summed at once; at least one.
-        end = max(begin + 1, int(np.searchsorted(bounds, bounds[begin] + _SUMMED_AT_ONCE, side="right")) - 1)
-        rows = np.arange(bounds[begin], bounds[end])
-        reward = np.empty(len(rows), np.float32)
-        store.rows.read("reward", rows % store.layout.physical_rows, reward)
-        first = bounds[begin:end] - bounds[begin]
-        reward[first] = 0  # no reward led to an episode's first row, whatever a file from elsewhere says there
-        yield np.add.reduceat(reward, first, dtype=np.float64)
-        begin = end
-
-
-def _disk_bytes(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())

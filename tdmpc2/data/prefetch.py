@@ -15,12 +15,10 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
-
-from tdmpc2.data.replay import Replay
 
 BUFFERS = 2
 """Sets of buffers: one to learn from, one to draw into."""
@@ -28,12 +26,27 @@ PINNED_BUFFERS = 3
 """And one more where a GPU may still be at the update before, so that the CPU can prepare the next meanwhile."""
 
 
+class Sampled(Protocol):
+    """What batches are drawn from: `Replay`, or many stores as one, `MultitaskReplay`."""
+
+    changes: int
+    """How often what can be sampled has changed."""
+
+    def sample(
+        self, batch_size: int, generator: torch.Generator, out: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """A batch, in buffers made by `empty_batch` where `out` is given."""
+
+    def empty_batch(self, batch_size: int, pin_memory: bool = False) -> dict[str, Tensor]:
+        """Buffers for a batch."""
+
+
 class _Ahead(NamedTuple):
     """A batch being drawn, or drawn, that nobody has asked for yet."""
 
     drawing: Future[dict[str, Tensor]]
     changes: int
-    """`Replay.changes` when it was begun."""
+    """`Sampled.changes` when it was begun."""
     stream: Tensor
     """The generator's state before it."""
 
@@ -50,7 +63,7 @@ class Prefetcher:
         device: where the batches are learned from; for a GPU they lie in pinned memory.
     """
 
-    def __init__(self, replay: Replay, batch_size: int, generator: torch.Generator, device: torch.device) -> None:
+    def __init__(self, replay: Sampled, batch_size: int, generator: torch.Generator, device: torch.device) -> None:
         self._replay, self._batch_size, self._generator, self._device = replay, batch_size, generator, device
         pinned = device.type == "cuda"
         count = PINNED_BUFFERS if pinned else BUFFERS

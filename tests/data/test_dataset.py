@@ -8,9 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
+from tdmpc2.data import copying, summary
 from tdmpc2.data import dataset as dataset_module
-from tdmpc2.data.dataset import Dataset, StoreSource, build, describe, episode_returns
+from tdmpc2.data.dataset import Dataset, StoreSource, build
 from tdmpc2.data.replay import Replay
+from tdmpc2.data.summary import describe, episode_returns
 from tdmpc2.errors import UserError
 from tdmpc2.tasks import get_task
 
@@ -287,7 +289,7 @@ def test_folder_without_a_manifest_is_refused(tmp_path):
 
 
 def test_copies_are_the_same_files_and_need_nothing_else(runs, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "_COPIED_AT_ONCE", 100)
+    monkeypatch.setattr(copying, "_COPIED_AT_ONCE", 100)
     dataset = build("both", runs, TASKS, sets, copy=True)
     copies = sets / "both" / "stores"
     assert [record.path for record in dataset.stores] == [
@@ -325,8 +327,8 @@ def test_copy_that_fails_leaves_nothing_and_can_be_made_again(runs, sets, monkey
             raise OSError(errno.ENOSPC, "no space left on device")
         original(file, values, offset)
 
-    original = dataset_module.write_at
-    monkeypatch.setattr(dataset_module, "write_at", write_until_full)
+    original = copying.write_at
+    monkeypatch.setattr(copying, "write_at", write_until_full)
     with pytest.raises(UserError, match=r"disk full while copying [\d,]+ bytes of replay"):
         build("both", runs, TASKS, sets, copy=True)
     assert os.listdir(sets / "both") == []
@@ -365,7 +367,7 @@ def test_returns_do_not_depend_on_how_many_rows_are_summed_at_once_in_a_ring(tmp
         for rewards in episodes:
             store.mark_checkpoint()
             add(store, rewards)
-    monkeypatch.setattr(dataset_module, "_SUMMED_AT_ONCE", at_once)
+    monkeypatch.setattr(summary, "_SUMMED_AT_ONCE", at_once)
     dataset = build("ring", [StoreSource(folder, 1, finished=True)], ["walker-walk"], sets)
     assert episode_returns(dataset)["walker-walk"].tolist() == [36, 45, 56, 65, 76][-dataset.stores[0].episodes :]
     assert dataset.stores[0].episodes == 5
