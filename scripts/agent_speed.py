@@ -14,6 +14,7 @@ from measurements import Measurement, Product, count_flops, measure_in_turns, ra
 
 from tdmpc2 import TDMPC2, AgentSpec, Config
 from tdmpc2.agent.learning import Batch
+from tdmpc2.config import make_settings
 from tdmpc2.tasks import expand_tasks
 
 HORIZON = 3
@@ -54,7 +55,8 @@ def measure_agent(
         settings: precision and compile.
     """
     spec = shape_of(shape)
-    config = Config(task=SHAPES[shape], model_size=size, device=str(device), **settings)  # type: ignore[arg-type]
+    values = {"task": SHAPES[shape], "model_size": size, "device": str(device), **settings}
+    config: Config = make_settings(Config, values)
     agent = TDMPC2(config, spec)
     batch = random_batch(spec, config.batch_size or 256)
     obs = torch.randn(10, *spec.obs_shape)

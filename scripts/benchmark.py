@@ -33,6 +33,7 @@ import tdmpc2
 from tdmpc2 import TDMPC2, Config, make_env
 from tdmpc2.agent.execution import choose_device, choose_execution
 from tdmpc2.agent.learning import Batch
+from tdmpc2.config import make_settings
 from tdmpc2.data.replay import Replay
 from tdmpc2.training.collector import Collector
 from tdmpc2.training.runtime import available_cores, describe_hardware, prepare_process
@@ -105,7 +106,8 @@ def end_to_end(
     """
     prepare_process(threads)
     with tempfile.TemporaryDirectory(prefix="tdmpc2-bench-") as folder, filled_replay(Path(folder)) as replay:
-        agent = TDMPC2(Config(task=TASK, model_size=size, **settings), shape_of("walker"), device)  # type: ignore[arg-type]
+        config: Config = make_settings(Config, {"task": TASK, "model_size": size, **settings})
+        agent = TDMPC2(config, shape_of("walker"), device)
         collector = Collector(TASK, num_envs=1, seed=0, obs="state", episodic=False)
         generator = torch.Generator().manual_seed(0)
 
@@ -192,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     settings = {"precision": options.precision, "compile": options.compile}
-    execution = choose_execution(Config(task=TASK, **settings), device)
+    execution = choose_execution(make_settings(Config, {"task": TASK, **settings}), device)
     console = Console(width=None if sys.stdout.isatty() else 160)
     results: list[Measurement] = []
     for threads in options.threads or sorted({1, available_cores()}):

@@ -58,11 +58,19 @@ def measure_in_turns(
 
 
 def summarise(
-    what: str, unit: str, values: Sequence[float], threads: int, share: float | None = None, **more: object
+    what: str,
+    unit: str,
+    values: Sequence[float],
+    threads: int,
+    share: float | None = None,
+    faster: float | None = None,
+    baseline: str = "",
 ) -> Measurement:
     """Median and quartiles of repeated measurements."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return Measurement(what, unit, float(median), (float(low), float(high)), len(values), threads, share, **more)  # type: ignore[arg-type]
+    return Measurement(
+        what, unit, float(median), (float(low), float(high)), len(values), threads, share, faster, baseline
+    )
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

@@ -50,7 +50,7 @@ class Execution:
             with self.autocast(device):
                 yield
             return
-        switches: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # is there
+        switches: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # its stub lacks conv
         before = [switch.fp32_precision for switch in switches]
         try:
             for switch in switches:
