@@ -50,6 +50,9 @@ def _compile_mode(value: Any) -> Any:
 
 Compile = Annotated[CompileMode, BeforeValidator(_compile_mode)]
 
+PAPER_OFFLINE_UPDATES = 10_000_000
+"""The paper's budget of multi-task training, in updates."""
+
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
@@ -65,9 +68,21 @@ class Config:
     episodic: bool = False
     """Whether episodes can end by termination, which the model then predicts."""
     steps: Annotated[Positive | None, Unset] = None
-    """Budget in agent steps (one decision each). Default: the paper's budget for the task. Not with `env_steps`."""
+    """Budget in agent steps (one decision each); with `data`, in updates. Default: the paper's. Not with env_steps."""
     env_steps: Annotated[Positive | None, Unset] = None
-    """Budget in environment steps (agent steps x action repeat), the unit of published curves."""
+    """Budget in environment steps (agent steps x action repeat), the unit of published curves. Not with `data`."""
+    data: Annotated[str | None, Unset] = None
+    """Learn offline from this data set: its folder, or its name (of results_dir/[exp_name/]datasets/NAME)."""
+    task_weights: str = "transitions"
+    """How likely each task of the data is in a batch: `transitions` (all transitions alike), `tasks` (all tasks alike),
+    or weights as in `walker-walk:2,cup-spin:0.5`, the others' being 1."""
+    checkpoint: Annotated[str | None, Unset] = None
+    """Finetune the multi-task agent of this run's folder, or of this checkpoint of the reference implementation."""
+    checkpoint_tasks: Annotated[str | None, Unset] = None
+    """Tasks of a reference implementation's `checkpoint`, in their order; such a file does not name them."""
+    embedding_from: str = "nearest"
+    """Finetuning: the embedding to start from, that of a TASK, the `mean` of all, `zero`, or `nearest`: the task's own where
+    the checkpoint has it, else that of a task of the same embodiment, else of the same objective."""
     seed: Annotated[Count, Field(lt=2**31)] = 1
     """Seed of everything random in the run."""
 
@@ -163,11 +178,11 @@ class Config:
 
     # --- evaluation and records
     eval_freq: Positive = 50_000
-    """Agent steps between evaluations."""
+    """Agent steps between evaluations; with `data`, updates."""
     eval_episodes: Positive = 10
-    """Episodes of an evaluation, acted side by side."""
+    """Episodes of an evaluation for each task, acted side by side."""
     checkpoint_freq: Positive = 10_000
-    """Agent steps between checkpoints."""
+    """Agent steps between checkpoints; with `data`, updates."""
     wandb: bool = False
     """Log to Weights & Biases as well (needs the package and `wandb login`)."""
     wandb_project: str = "tdmpc2"
@@ -186,6 +201,12 @@ class Config:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[Positive | None, Unset] = None
     """CPU threads of the run. Default: all cores."""
+    accumulate: Positive = 1
+    """Parts of a batch that are computed one after another, their gradients added up: less memory, the same update."""
+    recompute: bool = False
+    """Compute the hidden layers again for the backward pass instead of keeping them: less memory, the same update."""
+    optimizer_state: Literal["float32", "bfloat16"] = "float32"
+    """How Adam's moments are kept. bfloat16 halves their memory; rounding is at random, so that none stands still."""
     precision: Precision = "auto"
     """Matrix products: `float32`, `tf32` (GPUs), `bfloat16` (parameters, losses and statistics stay float32), or
     `auto`; `tdmpc2 info` says what that is here."""
@@ -214,6 +235,26 @@ class Config:
                 f"{field} names a folder: letters, digits, '-', '_' and '.' only, not {text!r}",
             )
         require(self.exp_name != "", "exp_name must not be empty")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse settings that do nothing in a run of this kind."""
+        if self.data is not None:
+            require(self.env_steps is None, "env_steps: offline training takes none; give its updates by steps=")
+            require(self.obs == "state", "obs: data sets are of states; pixels cannot be learned offline")
+            self._refuse("seed_steps num_envs buffer_size checkpoint", "data")
+        else:
+            self._refuse("task_weights", "data", without=True)
+        if self.checkpoint is not None:
+            require(len(self.tasks) == 1, f"task: finetuning takes one task, not the {len(self.tasks)} of {self.task}")
+        else:
+            self._refuse("checkpoint_tasks embedding_from", "checkpoint", without=True)
+
+    def _refuse(self, names: str, other: str, without: bool = False) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in names.split():
+            unused = getattr(self, name) == defaults[name]
+            require(unused, f"{name}: has no meaning {'without' if without else 'with'} {other}=")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -221,8 +262,22 @@ class Config:
         return expand_tasks(self.task)
 
     @property
+    def offline(self) -> bool:
+        """Whether the run learns from a data set alone."""
+        return self.data is not None
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of the whole run: those asked for offline; one for each agent step online."""
+        if not self.offline:
+            return self.agent_steps
+        return PAPER_OFFLINE_UPDATES if self.steps is None else self.steps
+
+    @property
     def agent_steps(self) -> int:
-        """Budget in agent steps, whichever way it was given; the paper's budget where it was not."""
+        """Budget in agent steps, whichever way it was given; the paper's budget where it was not; 0 offline."""
+        if self.offline:
+            return 0
         task = get_task(self.tasks[0])
         if self.steps is not None:
             return self.steps
@@ -233,11 +288,19 @@ class Config:
     def run_name(self) -> str:
         """Name of the run's folder, e.g. `walker-walk-5M-seed1`."""
         parts = [
-            "+".join(name.strip() for name in self.task.split(",")),
+            self._tasks_in_short(),
             "rgb" if self.obs == "rgb" else "",
             f"{self.model_size}M",
+            "finetuned" if self.checkpoint else "",
         ]
         return "-".join([part for part in (*parts, self.label) if part] + [f"seed{self.seed}"])
+
+    def _tasks_in_short(self) -> str:
+        names = [name.strip() for name in self.task.split(",")]
+        if len(names) <= 3:
+            return "+".join(names)
+        digest = hashlib.sha256(",".join(names).encode()).hexdigest()[:6]  # a folder's name is short
+        return f"{len(self.tasks)}tasks-{digest}"
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the run's results: all but where it runs and is recorded."""
@@ -250,7 +313,8 @@ class Config:
 
 
 NOT_IDENTITY = frozenset(
-    "wandb wandb_project wandb_entity results_dir exp_name label device threads checkpoint_freq compile".split()
+    "wandb wandb_project wandb_entity results_dir exp_name label device threads checkpoint_freq compile accumulate "
+    "recompute".split()
 )
 """Settings that leave a run's results as they are."""
 

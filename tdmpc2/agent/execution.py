@@ -100,7 +100,7 @@ def choose_execution(config: Config, device: torch.device, steps: int | None = N
     Args:
         config: the settings.
         device: where the agent lives.
-        steps: agent steps ahead, by which compiling on a GPU must pay; by default the config's.
+        steps: agent steps or updates ahead, by which compiling on a GPU must pay; by default the config's.
 
     Raises:
         UserError: what is asked for is not to be had here; says what is.
@@ -108,7 +108,7 @@ def choose_execution(config: Config, device: torch.device, steps: int | None = N
     why: dict[str, str] = {}
     notices: list[str] = []
     precision = _choose_precision(config.precision, device, why, notices)
-    compiling = _choose_compile(config, device, config.agent_steps if steps is None else steps, why, notices)
+    compiling = _choose_compile(config, device, config.total_updates if steps is None else steps, why, notices)
     return Execution(precision, compiling, why, "; ".join(notices))
 
 
@@ -165,7 +165,9 @@ def _choose_compile(
         if wanted != "auto":
             return wanted
         pays = steps >= COMPILE_PAYS_AFTER
-        why["compile"] = f"{steps:,} agent steps, {'at least' if pays else 'fewer than'} {COMPILE_PAYS_AFTER:,}"
+        why["compile"] = (
+            f"{steps:,} agent steps or updates, {'at least' if pays else 'fewer than'} {COMPILE_PAYS_AFTER:,}"
+        )
         return "full" if pays else "none"
     if wanted == "none":
         return wanted

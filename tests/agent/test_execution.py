@@ -203,8 +203,8 @@ def test_auto_on_a_gpu_is_tf32_and_compiles_where_the_run_is_long_enough_to_pay(
     long = choose_execution(settings(f"steps={COMPILE_PAYS_AFTER}"), CUDA)
     assert (short.precision, short.compile) == ("tf32", "none")
     assert (long.precision, long.compile) == ("tf32", "full")
-    assert short.why["compile"] == "19,999 agent steps, fewer than 20,000"
-    assert long.why["compile"] == "20,000 agent steps, at least 20,000"
+    assert short.why["compile"] == "19,999 agent steps or updates, fewer than 20,000"
+    assert long.why["compile"] == "20,000 agent steps or updates, at least 20,000"
     assert "TensorFloat-32" in long.why["precision"]
     assert short.notice == long.notice == ""
 
