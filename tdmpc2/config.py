@@ -81,8 +81,8 @@ class Config:
     checkpoint_tasks: Annotated[str | None, Unset] = None
     """Tasks of a reference implementation's `checkpoint`, in their order; such a file does not name them."""
     embedding_from: str = "nearest"
-    """Finetuning: the embedding to start from, that of a TASK, the `mean` of all, `zero`, or `nearest`: the task's own where
-    the checkpoint has it, else that of a task of the same embodiment, else of the same objective."""
+    """Finetuning: the embedding to start from, that of a TASK, the `mean` of all, `zero`, or `nearest`: the task's
+    own where the checkpoint has it, else that of a task of the same embodiment, else of the same objective."""
     seed: Annotated[Count, Field(lt=2**31)] = 1
     """Seed of everything random in the run."""
 
