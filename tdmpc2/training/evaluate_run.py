@@ -1,9 +1,11 @@
-"""Evaluating the agent in a run's folder, and filming it."""
+"""Evaluating the agent of a run or a checkpoint on its tasks, and filming it."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,83 +13,145 @@ import imageio.v3 as iio
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
-from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import EvaluateConfig
 from tdmpc2.data.files import disk_full_is_user_error
-from tdmpc2.errors import UserError, nearest
+from tdmpc2.envs.make import BACKENDS
+from tdmpc2.errors import UserError, require
 from tdmpc2.tasks import get_task
-from tdmpc2.training.evaluation import Evaluator, processes_pay, summarise
-from tdmpc2.training.folder import RunFolder
+from tdmpc2.training.evaluation import EpisodeScore, Evaluator, processes_pay, summarise
+from tdmpc2.training.load_agent import StoredAgent, open_run, read_agent
 from tdmpc2.training.logs import CLOCK, CsvLog
 from tdmpc2.training.runtime import available_cores, prepare_process
 
 COLUMNS = (*CLOCK, "seed", "mpc", "episodes", "return", "return_std", "success", "episode_length", "video")
-"""Columns of a run's evaluations.csv; seconds are those that the evaluation took."""
+"""Columns of evaluations.csv. Seconds are those that the whole evaluation took, of all its tasks side by side; steps
+and updates are empty where the agent learned from data alone, or its file does not tell."""
 
 
 def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dict[str, Any]]:
-    """Evaluate a run's latest checkpoint, and append the outcome to evaluations.csv in its folder.
+    """Evaluate a run's latest checkpoint, or a checkpoint file, on all tasks asked for side by side.
+
+    A run's outcome is appended to evaluations.csv in its folder; a checkpoint's is written to `output`, if given.
 
     Args:
-        config: which run, how many episodes, and how.
+        config: which agent, which of its tasks, how many episodes, and how.
         show_progress: whether to write to the terminal.
 
     Returns:
-        a row for each of the agent's tasks, with the columns of evaluations.csv.
+        a row for each task, with the columns of evaluations.csv.
 
     Raises:
-        UserError: no such run, no checkpoint in it yet, or a damaged one; nothing can render a video here; the disk
-            is full.
+        UserError: no such run or checkpoint, or a damaged one, of another size, or without these tasks; a task cannot
+            be run by this version; a film is asked of several tasks, or nothing can render it here; the output exists
+            already; the disk is full.
     """
-    folder = _open_folder(config.run)
+    if config.run is not None:
+        folder, source = open_run(config.run).path, config.run
+        table: Path | None = folder / "evaluations.csv"
+    else:
+        assert config.checkpoint is not None  # by the settings' own check
+        source, table = config.checkpoint, None if config.output is None else Path(config.output)
+        folder = Path() if table is None else _folder_of_new(table)
     prepare_process(config.threads)
-    state = checkpoints.read(folder.checkpoint)
-    if not {"agent", "steps"} <= state.keys():
-        raise UserError(f"{folder.checkpoint}: not a run's checkpoint")
+    stored = read_agent(source, config.task)
+    _check_size(stored, config.model_size)
+    tasks = _runnable(stored, config.only)
+    require(len(tasks) == 1 or not config.video, f"video: films one task, not {len(tasks)}; choose one with only=TASK")
+
+    steps = config.episodes * sum(get_task(name).episode_length for name in tasks)
     own = {name: value for name in ("precision", "compile") if (value := getattr(config, name)) != "auto"}
-    steps = config.episodes * max(state["agent"]["spec"]["episode_lengths"])
-    agent = TDMPC2.from_state(state["agent"], folder.checkpoint, config.device, steps, mpc=config.mpc, **own)
+    agent = stored.build(config.device, steps, mpc=config.mpc, **own)
     if agent.execution.notice and show_progress:
         print(agent.execution.notice, file=sys.stderr)
-    with disk_full_is_user_error(folder.path, "writing the evaluation"):
-        rows = [_evaluate_task(agent, name, state["steps"], config, folder, show_progress) for name in agent.spec.tasks]
-        path = folder.path / "evaluations.csv"
-        log = CsvLog(path, COLUMNS, path.stat().st_size if path.exists() else 0)
-        for row in rows:
-            log.write(row)
-        log.close()
+    with disk_full_is_user_error(folder, "writing the evaluation"):
+        rows = _evaluate(agent, stored, tasks, config, folder, show_progress)
+        if table is not None:
+            log = CsvLog(table, COLUMNS, table.stat().st_size if table.exists() else 0)
+            for row in rows:
+                log.write(row)
+            log.close()
     return rows
 
 
-def _open_folder(path: str) -> RunFolder:
-    folder = RunFolder(path)
-    if not folder.path.is_dir():
-        parent = folder.path.parent
-        siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-        match = nearest(folder.path.name, siblings)
-        hint = f"; did you mean {parent / match}?" if match else ""
-        raise UserError(f"run: no folder {path}{hint}")
-    folder.read_config()
-    if not folder.checkpoint.exists():
-        raise UserError(f"run: {path} has no checkpoint yet")
+def _folder_of_new(table: Path) -> Path:
+    """Where a new file can be written; said before hours of planning, not after."""
+    require(not table.exists(), f"output: {table} exists already; name another file")
+    folder = table.parent
+    require(folder.is_dir() and os.access(folder, os.W_OK), f"output: {folder} is not a folder that can be written to")
     return folder
 
 
-def _evaluate_task(
-    agent: TDMPC2, name: str, steps: int, config: EvaluateConfig, folder: RunFolder, show_progress: bool
-) -> dict[str, Any]:
+def _check_size(stored: StoredAgent, wanted: int | None) -> None:
+    if wanted not in (None, stored.model_size):
+        raise UserError(f"model_size: {stored.origin} holds an agent of size {stored.model_size}, not {wanted}")
+
+
+def _runnable(stored: StoredAgent, only: str | None) -> tuple[str, ...]:
+    """The tasks to evaluate, all of domains that this version runs."""
+    tasks = stored.choose_tasks(only)
+    domains = dict.fromkeys(get_task(name).domain for name in tasks)
+    missing = [domain for domain in domains if domain not in BACKENDS]
+    if missing:
+        left = [domain for domain in domains if domain in BACKENDS] if only is None else []
+        hint = f"; evaluate the others with only={','.join(left)}" if left else ""
+        raise UserError(
+            f"only: this version cannot run the tasks of {', '.join(missing)} (it runs {', '.join(BACKENDS)}){hint}"
+        )
+    return tasks
+
+
+def _evaluate(
+    agent: TDMPC2,
+    stored: StoredAgent,
+    tasks: Sequence[str],
+    config: EvaluateConfig,
+    folder: Path,
+    show_progress: bool,
+) -> list[dict[str, Any]]:
+    start = time.monotonic()
+    # What an evaluation while training has counted by, so that the same seed gives the same scores.
+    when = stored.steps if stored.steps is not None else stored.updates or 0
+    scores, frames, fps = _act(agent, tasks, when, config, show_progress)
+    video = ""
+    if config.video:
+        (task,) = tasks
+        clock = when if stored.steps is None else when * get_task(task).action_repeat
+        del frames[scores[0].length :]  # the other episodes may be longer
+        video = str(_write_video(folder / "videos", f"{task}-{clock}", frames, fps).relative_to(folder))
+    seconds = round(time.monotonic() - start, 1)
+    return [
+        {
+            "env_steps": None if stored.steps is None else stored.steps * get_task(name).action_repeat,
+            "agent_steps": stored.steps,
+            "updates": stored.updates,
+            "seconds": seconds,
+            "task": name,
+            "seed": config.seed,
+            "mpc": config.mpc,
+            **outcome,
+            "video": video,
+        }
+        for name, outcome in summarise(scores).items()
+    ]
+
+
+def _act(
+    agent: TDMPC2, tasks: Sequence[str], when: int, config: EvaluateConfig, show_progress: bool
+) -> tuple[list[EpisodeScore], list[np.ndarray[Any, Any]], float]:
+    """Scores of all episodes, frames of the first one (where filmed), and frames per second."""
     from rich.console import Console
     from rich.progress import Progress
 
-    task = get_task(name)
+    episodes = [name for name in tasks for _ in range(config.episodes)]
     # Frames are taken from an environment of this process.
-    parallel = not config.video and processes_pay(agent.device.type, agent.spec.obs, config.episodes, available_cores())
-    evaluator = Evaluator([name] * config.episodes, agent.spec.obs, config.seed, parallel)
+    parallel = not config.video and processes_pay(agent.device.type, agent.spec.obs, len(episodes), available_cores())
+    evaluator = Evaluator(episodes, agent.spec.obs, config.seed, parallel, agent.spec)
     frames: list[np.ndarray[Any, Any]] = []
-    start = time.monotonic()
+    subject = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
     with Progress(console=Console(stderr=True), disable=not show_progress) as progress:
-        bar = progress.add_task(f"{name}, {config.episodes} episodes", total=task.episode_length)
+        longest = max(get_task(name).episode_length for name in tasks)
+        bar = progress.add_task(f"{subject}, {len(episodes)} episodes", total=longest)
 
         def on_step(step: int) -> None:
             progress.update(bar, completed=step)
@@ -100,23 +164,11 @@ def _evaluate_task(
                 evaluator.env.reset()
                 on_step(0)  # where nothing can render, say so before an hour of planning
                 frames.clear()
-            scores = evaluator.evaluate(agent, steps, on_step)
+            scores = evaluator.evaluate(agent, when, on_step)
             fps = evaluator.env.metadata.get("render_fps", 25)
         finally:
             evaluator.close()
-    del frames[scores[0].length :]  # the other episodes may be longer
-    video = _write_video(folder.videos, f"{name}-{steps * task.action_repeat}", frames, fps) if config.video else None
-    return {
-        "env_steps": steps * task.action_repeat,
-        "agent_steps": steps,
-        "updates": agent.updates,
-        "seconds": round(time.monotonic() - start, 1),
-        "task": name,
-        "seed": config.seed,
-        "mpc": config.mpc,
-        **summarise(scores)[name],
-        "video": "" if video is None else str(video.relative_to(folder.path)),
-    }
+    return scores, frames, fps
 
 
 def _write_video(folder: Path, stem: str, frames: list[np.ndarray[Any, Any]], fps: float) -> Path:

@@ -1,4 +1,4 @@
-"""Evaluation: episodes side by side, one batched planner call for all of them, or for each half in turn."""
+"""Evaluation: the episodes of all tasks side by side, in as few batched planner calls as their lengths allow."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from tdmpc2.agent.agent import TDMPC2, Actor
 from tdmpc2.envs.vector import ProcessVectorEnv, make_vector_env
 from tdmpc2.seeding import Stream, derive_seed
-from tdmpc2.spec import ObsKind
+from tdmpc2.spec import AgentSpec, ObsKind
+from tdmpc2.tasks import get_task
 from tdmpc2.training.collector import begin_episodes
 from tdmpc2.training.runtime import available_cores
 
 SPLIT_FROM: dict[ObsKind, int] = {"state": 64, "rgb": 4}
-"""Episodes from which an evaluation runs as two halves, each with an actor and environments of its own.
+"""Episodes of one length from which they run as two halves, each with an actor and environments of its own.
 
 In worker processes one half then steps while the planner works on the other. That hides the steps, and asks the planner
 twice for half as many observations: no loss on a CPU, whose planning takes as long for each observation however many
@@ -79,31 +80,48 @@ class EpisodeScore:
 class Evaluator:
     """Environments of its own to evaluate agents in.
 
+    Episodes of one length form a group, which ends together, save for terminations: so nothing is planned for episodes
+    that are over while those of longer tasks go on. Large groups run as two halves, see `SPLIT_FROM`. Groups and halves
+    have an actor each, and step in turn.
+
+    The scores follow from the agent, `seed`, `when` and `tasks`, in this order, alone.
+
     Args:
-        tasks: one task an episode, all of equal shapes.
+        tasks: one task an episode.
         obs: kind of observation.
         seed: the seed that all episodes derive from.
         parallel: whether to step the environments in processes, about one a core; see `processes_pay`. The scores are
             the same either way.
+        spec: of the agents to be evaluated. Smaller tasks are padded to its shapes, so several tasks need it.
+
+    Raises:
+        UserError: a task does not fit into these shapes, or as `make_env`.
     """
 
-    def __init__(self, tasks: Sequence[str], obs: ObsKind, seed: int, parallel: bool) -> None:
+    def __init__(
+        self, tasks: Sequence[str], obs: ObsKind, seed: int, parallel: bool, spec: AgentSpec | None = None
+    ) -> None:
         self._tasks, self._seed = list(tasks), seed
-        # Every other episode: where costs or lengths go by task, both halves have as much to do.
-        split = len(self._tasks) >= SPLIT_FROM[obs]
-        halves = [slice(0, None, 2), slice(1, None, 2)] if split else [slice(None)]
-        options: dict[str, Any] = {"parallel": False}
-        if parallel:
-            options = {"parallel": True, "workers": max(1, available_cores() // len(halves))}
-        seeds = self._episode_seeds(0)
-        self._halves: list[tuple[slice, VectorEnv[Any, Any, Any]]] = [
-            (rows, make_vector_env(self._tasks[rows], seeds[rows], obs, **options)) for rows in halves
-        ]
+        options: dict[str, Any] = {"parallel": parallel}
+        if spec is not None and _needs_padding(self._tasks, spec):
+            options["shape"] = (spec.obs_shape[0], spec.action_dim)
+        lengths = [get_task(task).episode_length for task in self._tasks]
+        seeds = np.array(self._episode_seeds(0))
+        self._parts: list[tuple[NDArray[np.int_], VectorEnv[Any, Any, Any]]] = []
+        for length in dict.fromkeys(lengths):
+            group = np.flatnonzero(np.array(lengths) == length)
+            # Every other episode: where costs or lengths go by task, both halves have as much to do.
+            halves = [group[::2], group[1::2]] if len(group) >= SPLIT_FROM[obs] else [group]
+            if parallel:
+                options["workers"] = max(1, available_cores() // len(halves))
+            for rows in halves:
+                names = [self._tasks[row] for row in rows]
+                self._parts.append((rows, make_vector_env(names, seeds[rows].tolist(), obs, **options)))
 
     @property
     def env(self) -> VectorEnv[Any, Any, Any]:
-        """The environments that the first episode runs in the first of: all, or a half."""
-        return self._halves[0][1]
+        """The environments that the first episode runs in the first of: all, or a part."""
+        return self._parts[0][1]
 
     def evaluate(self, agent: TDMPC2, when: int, on_step: Callable[[int], None] | None = None) -> list[EpisodeScore]:
         """Run one episode in each environment, without exploration noise.
@@ -116,38 +134,39 @@ class Evaluator:
         Returns:
             one score an environment.
         """
-        halves = [self._begin(agent, when, number) for number in range(len(self._halves))]
+        parts = [self._begin(agent, when, number) for number in range(len(self._parts))]
         for step in itertools.count():
             told = False
-            for half in halves:  # while one is planned for, the other's workers take their step
-                half.finish_step()
-                if half.active.any():
+            for part in parts:  # while one is planned for, the others' workers take their step
+                part.finish_step()
+                if part.active.any():
                     if on_step is not None and not told:
                         on_step(step)
                     told = True
-                    half.begin_step()
+                    part.begin_step()
             if not told:
                 break
         scores: dict[int, EpisodeScore] = {}
-        for (rows, _), half in zip(self._halves, halves, strict=True):
-            scores |= zip(range(len(self._tasks))[rows], half.scores(), strict=True)
+        for (rows, _), part in zip(self._parts, parts, strict=True):
+            scores |= zip(rows.tolist(), part.scores(), strict=True)
         return [scores[i] for i in range(len(self._tasks))]
 
     def _begin(self, agent: TDMPC2, when: int, number: int) -> _Episodes:
-        rows, env = self._halves[number]
-        tasks = self._tasks[rows]
+        rows, env = self._parts[number]
+        tasks = [self._tasks[row] for row in rows]
         actor_seed = derive_seed(self._seed, Stream.EVAL_AGENT, when)
         if number > 0:
             actor_seed = derive_seed(actor_seed, Stream.EVAL_AGENT, number)
+        seeds = self._episode_seeds(when)
         ids = np.array([agent.spec.tasks.index(task) for task in tasks]) if agent.spec.multitask else None
-        return _Episodes(tasks, env, self._episode_seeds(when)[rows], agent.actor(actor_seed), ids)
+        return _Episodes(tasks, env, [seeds[row] for row in rows], agent.actor(actor_seed), ids)
 
     def _episode_seeds(self, when: int) -> list[int]:
         return [derive_seed(self._seed, Stream.EVAL_EPISODE, when, i) for i in range(len(self._tasks))]
 
     def close(self) -> None:
         """Close the environments."""
-        for _, env in self._halves:
+        for _, env in self._parts:
             env.close(terminate=True)  # a worker whose step was broken off might never answer
 
 
@@ -209,6 +228,11 @@ class _Episodes:
         """One an episode, once all have ended."""
         outcomes = zip(self._tasks, self._total, self._success, self._length, strict=True)
         return [EpisodeScore(task, float(total), float(ok), int(length)) for task, total, ok, length in outcomes]
+
+
+def _needs_padding(tasks: Sequence[str], spec: AgentSpec) -> bool:
+    own = {(task.obs_dim, task.action_dim) for task in map(get_task, tasks)}
+    return spec.obs == "state" and own != {(spec.obs_shape[0], spec.action_dim)}
 
 
 def summarise(scores: Sequence[EpisodeScore]) -> dict[str, dict[str, float | int]]:

@@ -49,6 +49,8 @@ class Status:
     """Unix time of writing."""
     execution: str = ""
     """Precision and compiling, e.g. `float32, kernels`."""
+    total_updates: int = 0
+    """Updates of the whole run."""
 
 
 class RunFolder:
@@ -62,6 +64,7 @@ class RunFolder:
         self.eval_csv = self.path / "eval.csv"
         self.checkpoint = self.path / "checkpoint" / "latest.pt"
         self.replay = self.path / "replay"
+        self.data_manifest = self.path / "dataset.json"
         self.tensorboard = self.path / "tensorboard"
         self.videos = self.path / "videos"
         self._lock_file = self.path / ".lock"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tdmpc2.config import Config
 from tdmpc2.errors import UserError
+from tdmpc2.training.folder import RunFolder
 
 LOSSES = (
     "consistency_loss",
@@ -35,6 +36,7 @@ LOSSES = (
 
 CLOCK = ("env_steps", "agent_steps", "updates", "seconds", "task")
 TRAIN_COLUMNS = (*CLOCK, "episode", "episode_length", "return", "success", "terminated", *LOSSES)
+OFFLINE_TRAIN_COLUMNS = ("updates", "seconds", *LOSSES)
 EVAL_COLUMNS = (*CLOCK, "episodes", "return", "return_std", "success", "episode_length")
 
 
@@ -120,36 +122,37 @@ class RunningMeans:
 
 
 class EventLog:
-    """TensorBoard events and Weights & Biases, over environment steps.
+    """TensorBoard events and Weights & Biases, over environment steps; offline, over updates.
 
     Args:
         folder: folder of the events.
         config: the run's settings.
-        env_steps: where the run resumes; later events of an earlier process are void. None: all are.
+        start: where on that axis the run resumes; later events of an earlier process are void. None: all are.
 
     Raises:
         UserError: Weights & Biases is asked for and not installed, or not logged in.
     """
 
-    def __init__(self, folder: Path, config: Config, env_steps: int | None) -> None:
+    def __init__(self, folder: Path, config: Config, start: int | None) -> None:
+        self._axis = "updates" if config.offline else "env_steps"
         self._wandb = start_wandb(config, folder.parent) if config.wandb else None
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         # TensorBoard drops what stands at the purge step too, but a checkpoint comes after its own step's episodes.
-        self._events = SummaryWriter(str(folder), purge_step=0 if env_steps is None else env_steps + 1)
+        self._events = SummaryWriter(str(folder), purge_step=0 if start is None else start + 1)
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
         """Write the numbers of a row under `kind/`."""
-        step = int(row["env_steps"])
+        step = int(row[self._axis])
         numbers = {
             f"{kind}/{name}": float(value)
             for name, value in row.items()
-            if isinstance(value, int | float) and name != "env_steps" and not math.isnan(value)
+            if isinstance(value, int | float) and name != self._axis and not math.isnan(value)
         }
         for name, value in numbers.items():
             self._events.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log({**numbers, "env_steps": step})
+            self._wandb.log({**numbers, self._axis: step})
 
     def flush(self) -> None:
         """Write out what is pending: a run that is killed after a checkpoint does not write it again."""
@@ -160,6 +163,59 @@ class EventLog:
         self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class RunLogs:
+    """All that a run writes down as it goes: train.csv, eval.csv and events.
+
+    Args:
+        folder: the run's folder.
+        config: its settings.
+        columns: columns of train.csv.
+        lengths: bytes of the CSV files to keep, by a checkpoint's `lengths`; None begins anew.
+        start: where on the axis of the events the run resumes; None begins anew.
+
+    Raises:
+        UserError: a file is shorter than that; Weights & Biases cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        columns: Sequence[str],
+        lengths: Mapping[str, int] | None,
+        start: int | None,
+    ) -> None:
+        lengths = {"train": 0, "eval": 0} if lengths is None else lengths
+        self._by_task = len(config.tasks) > 1
+        self._train = CsvLog(folder.train_csv, columns, lengths["train"])
+        self._eval = CsvLog(folder.eval_csv, EVAL_COLUMNS, lengths["eval"])
+        self._events = EventLog(folder.tensorboard, config, start)
+
+    def write_train(self, row: Mapping[str, Any]) -> None:
+        """Append a row to train.csv."""
+        self._train.write(row)
+        self._events.write("train", row)
+
+    def write_eval(self, row: Mapping[str, Any]) -> None:
+        """Append a row, of one task, to eval.csv."""
+        self._eval.write(row)
+        self._events.write(f"eval/{row['task']}" if self._by_task else "eval", row)
+
+    def flush(self) -> None:
+        """Write out what is pending."""
+        self._events.flush()
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of the CSV files, safely on disk."""
+        return {"train": self._train.length(), "eval": self._eval.length()}
+
+    def close(self) -> None:
+        """Write out what is pending, and end."""
+        self._train.close()
+        self._eval.close()
+        self._events.close()
 
 
 def check_wandb() -> ModuleType:

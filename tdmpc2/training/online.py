@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
-from tdmpc2.agent.execution import choose_device, resume_execution
+from tdmpc2.agent.execution import Execution, choose_device, resume_execution
 from tdmpc2.config import Config
 from tdmpc2.data.prefetch import Prefetcher
 from tdmpc2.data.replay import EMPTY_STATE, Replay
@@ -20,9 +20,11 @@ from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
 from tdmpc2.training.collector import Collector, Episode
+from tdmpc2.training.divergence import DivergedError, diverged, losses_are_finite, weights_are_finite
 from tdmpc2.training.evaluation import Evaluator, processes_pay, summarise
+from tdmpc2.training.finetune import TaskOfMany, begin_finetuning, resume_finetuning
 from tdmpc2.training.folder import RunFolder
-from tdmpc2.training.logs import EVAL_COLUMNS, TRAIN_COLUMNS, CsvLog, EventLog, RunningMeans
+from tdmpc2.training.logs import TRAIN_COLUMNS, RunLogs, RunningMeans
 from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.runtime import Stopped, StopRequest, available_cores
 
@@ -30,17 +32,15 @@ CHECKPOINT_SECONDS = 600.0
 """A checkpoint is written at least this often, however slow the run."""
 CHECKPOINT = "agent steps last_evaluation seconds action_stream replay_stream means collector replay logs".split()
 """What a checkpoint holds."""
-FINITE_CHECK_UPDATES = 100
-"""Updates between two checks for NaN on a GPU, where each check waits for the device."""
-
-
-class DivergedError(RuntimeError):
-    """A loss or parameter is no longer a number."""
 
 
 def seed_steps(config: Config) -> int:
-    """Agent steps at random before learning starts: max(1000, 5 x episode length) unless set."""
-    return config.seed_steps or max(1000, 5 * get_task(config.tasks[0]).episode_length)
+    """Agent steps before learning starts: max(1000, 5 x episode length) unless set, at random.
+
+    A finetuning run acts with the agent it begins with, and learns as soon as there is an episode to learn from.
+    """
+    length = get_task(config.tasks[0]).episode_length
+    return config.seed_steps or (max(1000, 5 * length) if config.checkpoint is None else length)
 
 
 def check_trainable(config: Config) -> None:
@@ -51,7 +51,8 @@ def check_trainable(config: Config) -> None:
     """
     require(
         len(config.tasks) == 1,
-        f"task: {config.task} stands for {len(config.tasks)} tasks; online training takes one",
+        f"task: {config.task} stands for {len(config.tasks)} tasks; online training takes one. Several are learned "
+        "offline, from a data set: data=NAME",
     )
     length = get_task(config.tasks[0]).episode_length
     require(config.horizon <= length, f"horizon: {config.horizon} is longer than an episode ({length} agent steps)")
@@ -74,7 +75,8 @@ class OnlineTraining:
     def __init__(self, config: Config, folder: RunFolder, stop: StopRequest, progress: RunProgress) -> None:
         self.config, self.folder, self._stop, self._progress = config, folder, stop, progress
         self.task = get_task(config.tasks[0])
-        spec = AgentSpec.from_tasks([self.task.name], config.obs)
+        self.spec = AgentSpec.from_tasks([self.task.name], config.obs)
+        """The task as its environment has it; the agent may know of others too."""
         self.steps = 0
         """Agent steps so far."""
         self.last_evaluation: int | None = None
@@ -87,7 +89,8 @@ class OnlineTraining:
         state = self._read_checkpoint()
         recorded = None if state is None else state["agent"].get("execution")
         execution = resume_execution(config, choose_device(config.device), recorded)
-        self.agent = TDMPC2(config, spec, execution=execution)
+        self.agent = self._make_agent(execution, state)
+        self._task_of_agent = TaskOfMany(self.agent.spec, self.task)
         if execution.notice:
             progress.note(execution.notice)
         self.collector = Collector(self.task.name, config.num_envs, config.seed, config.obs, config.episodic)
@@ -101,12 +104,19 @@ class OnlineTraining:
             self._restore(state)
         seconds = 0.0 if state is None else state["seconds"]
         progress.begin(self.agent.device, self.steps, self.agent.updates, seconds, str(execution))
-        lengths = {"train": 0, "eval": 0} if state is None else state["logs"]
-        self._train_log = CsvLog(folder.train_csv, TRAIN_COLUMNS, lengths["train"])
-        self._eval_log = CsvLog(folder.eval_csv, EVAL_COLUMNS, lengths["eval"])
-        env_steps = None if state is None else self.steps * self.task.action_repeat
-        self._events = EventLog(folder.tensorboard, config, env_steps)
+        lengths, start = (None, None) if state is None else (state["logs"], self.steps * self.task.action_repeat)
+        self._logs = RunLogs(folder, config, TRAIN_COLUMNS, lengths, start)
         self._checkpoint_steps, self._checkpoint_time = self.steps, time.monotonic()
+
+    def _make_agent(self, execution: Execution, state: dict[str, Any] | None) -> TDMPC2:
+        config = self.config
+        if config.checkpoint is None:
+            return TDMPC2(config, self.spec, execution=execution)
+        if state is not None:
+            return resume_finetuning(state["agent"], self.folder.checkpoint, execution, config.device)
+        agent, origin = begin_finetuning(config, execution, config.device)
+        self._progress.note(origin)
+        return agent
 
     # --- the algorithm
 
@@ -147,9 +157,10 @@ class OnlineTraining:
             return
         while self.agent.updates < self.steps:
             self._stop.check()
-            self._metrics = self.agent.update(self._batches.next())
+            self._metrics = self.agent.update(self._task_of_agent.batch(self._batches.next()))
             self._means.add(self._metrics)
-            self._check_finite()
+            if not losses_are_finite(self.agent, self._metrics):
+                raise self._diverged("a loss or its gradient is not a number")
             behind = self.steps - self.agent.updates > self.config.num_envs
             self._tell("learning from the random phase" if behind else "learning")
             if self._checkpoint_is_due():  # the updates after the random phase can take hours
@@ -157,20 +168,22 @@ class OnlineTraining:
 
     def _step(self) -> None:
         """One agent step in each training environment."""
-        at_random = self.steps < self._seed_steps
+        at_random = self.steps < self._seed_steps and self.config.checkpoint is None
         if at_random:
             shape = (self.config.num_envs, self.task.action_dim)
             action = torch.rand(shape, generator=self._action_stream) * 2 - 1
         else:
             # Where an episode began at random, its first plan has none before it.
-            unplanned = self.steps - self.config.num_envs < self._seed_steps
-            action = self.agent.act(self.collector.obs, self.collector.first_step | unplanned)
+            unplanned = self.steps - self.config.num_envs < self._seed_steps and self.config.checkpoint is None
+            view = self._task_of_agent
+            first_step = self.collector.first_step | unplanned
+            action = view.action(self.agent.act(view.observe(self.collector.obs), first_step, view.id))
         finished = self.collector.step(action.numpy())
         self.steps += self.config.num_envs
         for episode in finished:
             self.replay.add(*episode.arrays())
             self._log_episode(episode)
-        self._tell("acting at random" if at_random else "learning")
+        self._tell("acting at random" if at_random else "acting" if self.steps < self._seed_steps else "learning")
 
     def _evaluation_is_due(self) -> bool:
         if self.last_evaluation is None:
@@ -188,12 +201,11 @@ class OnlineTraining:
             config, episodes = self.config, self.config.eval_episodes
             evaluations = 1 + (config.agent_steps - self.steps) // config.eval_freq
             parallel = processes_pay(self.agent.device.type, config.obs, episodes, available_cores(), evaluations)
-            self._evaluator = Evaluator([self.task.name] * episodes, config.obs, config.seed, parallel)
+            self._evaluator = Evaluator([self.task.name] * episodes, config.obs, config.seed, parallel, self.agent.spec)
         scores = self._evaluator.evaluate(self.agent, self.steps, on_step)
         for outcome in summarise(scores).values():
             row = self._clock() | outcome
-            self._eval_log.write(row)
-            self._events.write("eval", row)
+            self._logs.write_eval(row)
             self._progress.evaluated(float(outcome[self.task.metric]))
         self.last_evaluation = self.steps
 
@@ -217,33 +229,20 @@ class OnlineTraining:
             "terminated": int(episode.terminated[-1]),
             **self._means.take(),
         }
-        self._train_log.write(row)
-        self._events.write("train", row)
+        self._logs.write_train(row)
 
     def _tell(self, phase: str) -> None:
         self._progress.update(phase, self.steps, self.agent.updates)
 
-    def _check_finite(self) -> None:
-        if self.agent.device.type == "cpu" or self.agent.updates % FINITE_CHECK_UPDATES == 0:
-            names = ("total_loss", "grad_norm", "pi_loss", "pi_grad_norm")
-            if not torch.isfinite(torch.stack([self._metrics[name] for name in names])).all():
-                raise self._diverged("a loss or its gradient is not a number")
-
     def _diverged(self, reason: str) -> DivergedError:
-        losses = ", ".join(f"{name} {float(value):.4g}" for name, value in self._metrics.items())
-        checkpoint = f"the last good checkpoint is {self.folder.checkpoint}"
-        if not self.folder.checkpoint.exists():
-            checkpoint = "there is no checkpoint yet"
         env_steps = self.steps * self.task.action_repeat
-        return DivergedError(
-            f"training diverged at update {self.agent.updates:,} ({env_steps:,} environment steps): {reason}; "
-            f"last update: {losses or 'none by this process'}; {checkpoint}"
-        )
+        when = f"update {self.agent.updates:,} ({env_steps:,} environment steps)"
+        return diverged(reason, when, self._metrics, self.folder.checkpoint)
 
     # --- checkpoints
 
     def _open_replay(self) -> Replay:
-        config, spec = self.config, self.agent.spec
+        config, spec = self.config, self.spec
         pixels = config.obs == "rgb"
         expected: dict[str, Any] = {
             "task": self.task.name,
@@ -277,11 +276,10 @@ class OnlineTraining:
             DivergedError: a parameter is not a number; the checkpoint before this stays.
             UserError: the disk is full; likewise.
         """
-        weights = [tensor for tensor in self.agent.model.state_dict().values() if tensor.is_floating_point()]
-        if not torch.stack([torch.isfinite(tensor).all() for tensor in weights]).all():
+        if not weights_are_finite(self.agent):
             raise self._diverged("a parameter is not a number")
         self.replay.flush()
-        self._events.flush()
+        self._logs.flush()
         state = {
             "agent": self.agent.state_dict(),
             "steps": self.steps,
@@ -292,7 +290,7 @@ class OnlineTraining:
             "means": self._means.state_dict(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state(),
-            "logs": {"train": self._train_log.length(), "eval": self._eval_log.length()},
+            "logs": self._logs.lengths(),
         }
         checkpoints.write(state, self.folder.checkpoint)
         self.replay.mark_checkpoint()
@@ -328,6 +326,4 @@ class OnlineTraining:
             self._evaluator.close()
         self._batches.close()
         self.replay.close()
-        self._train_log.close()
-        self._eval_log.close()
-        self._events.close()
+        self._logs.close()

@@ -32,13 +32,14 @@ class RunProgress:
         folder: the run's folder.
         config: its settings.
         show: whether to write to the terminal.
+        record: whether to write status.json; false in a process that only helps the one that does.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, show: bool) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, folder: RunFolder, config: Config, show: bool, record: bool = True) -> None:
+        self._folder, self._config, self._record = folder, config, record
         self._device, self._hardware, self._execution = config.device, describe_hardware(), ""
         self._repeat = get_task(config.tasks[0]).action_repeat
-        self._total = config.agent_steps
+        self._total = config.total_updates
         self._history: deque[tuple[float, int]] = deque()
         self._printed = 0.0
         # What an earlier process told stands until `begin`, so that a run that cannot be resumed still shows it.
@@ -67,7 +68,7 @@ class RunProgress:
 
         Args:
             device: what it runs on.
-            agent_steps: agent steps so far, by the checkpoint.
+            agent_steps: agent steps so far, by the checkpoint; 0 offline.
             updates: updates so far.
             seconds: time spent on them by earlier processes.
             execution: precision and compiling, for the records.
@@ -122,14 +123,17 @@ class RunProgress:
 
     def _write(self, state: State, message: str) -> None:
         self._written = time.monotonic()
+        if not self._record:
+            return
         self._folder.write_status(
             Status(
                 state=state,
                 agent_steps=self._agent_steps,
-                total_agent_steps=self._total,
+                total_agent_steps=self._config.agent_steps,
                 env_steps=self._agent_steps * self._repeat,
-                total_env_steps=self._total * self._repeat,
+                total_env_steps=self._config.agent_steps * self._repeat,
                 updates=self._updates,
+                total_updates=self._total,
                 seconds=round(self.seconds, 2),
                 seconds_left=self.seconds_left() if state == "running" else None,
                 phase=self._phase,
@@ -148,10 +152,12 @@ class RunProgress:
 
     def _show(self, now: float) -> None:
         speed, left = self.speed(), self.seconds_left()
+        of_all = f"/{self._total:,}" if self._config.offline else ""
+        env_steps = f"{self._agent_steps * self._repeat:,}/{self._total * self._repeat:,} env steps"
         parts = [
             self._phase,
-            f"{self._agent_steps * self._repeat:,}/{self._total * self._repeat:,} env steps",
-            f"{self._updates:,} updates" + ("" if speed is None else f" ({speed:.3g} a second)"),
+            "" if self._config.offline else env_steps,
+            f"{self._updates:,}{of_all} updates" + ("" if speed is None else f" ({speed:.3g} a second)"),
             "" if self._last_return is None else f"score {self._last_return:.3g}",
             "" if left is None else f"{format_duration(left)} left",
         ]

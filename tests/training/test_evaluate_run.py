@@ -1,4 +1,4 @@
-"""`tdmpc2 evaluate`: the agent in a run's folder, its scores and its film."""
+"""`tdmpc2 evaluate`: the agent of a run or checkpoint, its scores on its tasks and its film."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from tiny_runs import TINY, Script, ScriptedEnv, shortened_tasks
 
 import tdmpc2.tasks
 from tdmpc2.agent import checkpoints
+from tdmpc2.agent.agent import TDMPC2
+from tdmpc2.agent.reference import write_reference
 from tdmpc2.cli import main
 from tdmpc2.config import Config, EvaluateConfig
 from tdmpc2.envs.rendering import import_without_gl, switch_rendering_on
 from tdmpc2.errors import UserError
+from tdmpc2.spec import AgentSpec
 from tdmpc2.training.evaluate_run import evaluate_run
 from tdmpc2.training.folder import RunFolder
 from tdmpc2.training.run import train
@@ -160,3 +163,142 @@ def test_a_full_disk_is_one_clear_error(run, monkeypatch):
     monkeypatch.setattr("tdmpc2.training.logs.CsvLog.write", no_space)
     with pytest.raises(UserError, match="disk full while writing the evaluation"):
         evaluate(run)
+
+
+# --- checkpoint files, and agents of several tasks
+
+MIXED = ("pendulum-spin", "cup-spin")  # observations of 3 and 8, actions of 1 and 2
+WITH_ARM = (*MIXED, "mw-reach")  # of a domain that this version does not run
+
+
+def multitask(tasks: tuple[str, ...]) -> TDMPC2:
+    agent = TDMPC2(Config(**TINY | {"task": ",".join(tasks)}), AgentSpec.from_tasks(tasks))
+    agent.updates = 70
+    return agent
+
+
+def evaluate_file(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    settings = {"checkpoint": str(path), "episodes": 2, "threads": 1, "device": "cpu", **changes}
+    return evaluate_run(EvaluateConfig(**settings), show_progress=False)
+
+
+@pytest.fixture
+def files(tmp_path: Path, short_episodes: int) -> Path:
+    """A folder with an agent of two tasks in our format and the reference's, and one with a third task."""
+    multitask(MIXED).save(tmp_path / "ours.pt")
+    write_reference(multitask(MIXED), tmp_path / "theirs.pt")
+    multitask(WITH_ARM).save(tmp_path / "arm.pt")
+    return tmp_path
+
+
+def test_a_runs_checkpoint_file_scores_as_the_run_and_leaves_its_folder_as_it_is(run, rows):
+    before = snapshot(run.path)
+    (row,) = evaluate_file(run.checkpoint, seed=1)
+    assert snapshot(run.path) == before
+    assert (row["env_steps"], row["updates"]) == (50, 25)
+    assert f"{row['return']:.7g}" == rows(run.eval_csv)[-1]["return"]
+
+
+def test_all_tasks_have_a_row_and_both_formats_score_alike(files, rows):
+    ours = evaluate_file(files / "ours.pt", output=str(files / "ours.csv"))
+    theirs = evaluate_file(files / "theirs.pt", task=",".join(MIXED), output=str(files / "theirs.csv"), model_size=1)
+    assert [row["task"] for row in ours] == list(MIXED)
+    assert all((row["episodes"], row["episode_length"]) == (2, 20) for row in ours)
+    assert all(row["return"] > 0 for row in ours[1:])
+    assert ours[0]["return"] != ours[1]["return"]
+    own = ("task", "env_steps", "updates", "return")
+    ours_read, theirs_read = rows(files / "ours.csv"), rows(files / "theirs.csv")
+    assert [[row[name] for name in own[:3]] for row in ours_read] == [[task, "", "70"] for task in MIXED]
+    assert [[row[name] for name in own[:3]] for row in theirs_read] == [[task, "", ""] for task in MIXED]
+    # The file of ours was evaluated at its update 70, the other, which tells none, at 0: other starts.
+    assert [row["return"] for row in ours_read] != [row["return"] for row in theirs_read]
+
+
+def test_both_formats_act_alike_from_the_same_start(files, monkeypatch):
+    agent = multitask(MIXED)
+    agent.updates = 0
+    agent.save(files / "ours.pt")
+    ours = evaluate_file(files / "ours.pt")
+    theirs = evaluate_file(files / "theirs.pt", task=",".join(MIXED))
+    assert [row["return"] for row in ours] == [row["return"] for row in theirs]
+
+
+def test_one_of_an_agents_tasks_is_evaluated_alone(files, capsys):
+    words = [
+        f"checkpoint={files / 'theirs.pt'}",
+        f"task={','.join(MIXED)}",
+        "only=cup-spin",
+        "episodes=1",
+        "device=cpu",
+    ]
+    assert main(["evaluate", *words, "threads=1", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "cup-spin" in shown
+    assert "pendulum-spin" not in shown
+    assert "None" not in shown
+
+
+def test_an_offline_runs_scores_are_added_to_its_folder(files, rows):
+    unused = {"buffer_size": Config(task="mt30").buffer_size}
+    config = Config(**TINY | unused | {"task": ",".join(MIXED)}, data="mine", results_dir=str(files))
+    agent = TDMPC2(config, AgentSpec.from_tasks(MIXED))
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    folder.release()
+    checkpoints.write({"agent": agent.state_dict(), "steps": 0}, folder.checkpoint)
+    for only in (None, "pendulum-spin"):
+        evaluate(folder, only=only, mpc=False)
+    found = rows(folder.path / "evaluations.csv")
+    assert [row["task"] for row in found] == [*MIXED, "pendulum-spin"]
+    assert {(row["env_steps"], row["updates"]) for row in found} == {("", "0")}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("ours.pt", {"only": "cup-catch"}, "only: .*not trained on cup-catch; the nearest that it has is cup-spin"),
+        ("ours.pt", {"model_size": 5}, "model_size: .*ours.pt holds an agent of size 1, not 5"),
+        ("arm.pt", {}, r"cannot run the tasks of metaworld \(it runs .*\); evaluate the others with only=dmcontrol"),
+        ("arm.pt", {"only": "mw-reach"}, r"only: this version cannot run the tasks of metaworld \(it runs .*\)$"),
+        ("ours.pt", {"video": True, "output": "film.csv"}, "video: films one task, not 2; choose one with only=TASK"),
+        ("theirs.pt", {}, "does not name its tasks"),
+        ("their.pt", {}, r"checkpoint: no file .*; did you mean .*theirs\.pt\?"),
+        ("ours.pt", {"output": "ours.pt"}, "output: ours.pt exists already; name another file"),
+        ("ours.pt", {"output": "no/folder/a.csv"}, "output: no/folder is not a folder that can be written to"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_any_planning(files, monkeypatch, name, changes, message):
+    monkeypatch.chdir(files)
+    monkeypatch.setattr("tdmpc2.training.evaluation.Evaluator.evaluate", lambda *_: pytest.fail("planned"))
+    before = snapshot(files)
+    with pytest.raises(UserError, match=message) as error:
+        evaluate_file(files / name, **changes)
+    assert "\n" not in str(error.value)
+    assert snapshot(files) == before
+
+
+def test_the_tasks_that_can_be_run_are_evaluated_where_they_are_asked_for(files):
+    rows = evaluate_file(files / "arm.pt", only="dmcontrol", mpc=False)
+    assert {row["task"] for row in rows} == set(MIXED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "run: give run=FOLDER or checkpoint=FILE, one of them"),
+        ({"run": "a", "checkpoint": "b"}, "run: give run=FOLDER or checkpoint=FILE, one of them"),
+        ({"run": "a", "task": "mt30"}, "task: has no meaning with run="),
+        ({"run": "a", "output": "a.csv"}, "output: has no meaning with run="),
+        ({"checkpoint": "a", "video": True}, "video: with checkpoint= it needs output=FILE.csv"),
+        ({"checkpoint": "a", "task": "mt3O"}, "task: unknown task 'mt3O'; did you mean 'mt30'"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        EvaluateConfig(**settings)
+
+
+def test_a_checkpoints_film_lies_beside_its_output(files, opengl):
+    (row,) = evaluate_file(files / "ours.pt", only="cup-spin", video=True, episodes=1, output=str(files / "a.csv"))
+    assert row["video"] == "videos/cup-spin-70.mp4"
+    assert iio.imread(files / row["video"]).shape[0] == 20
