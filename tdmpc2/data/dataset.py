@@ -9,6 +9,7 @@ learned from can be told from the manifest alone.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from tdmpc2.data.copying import copy_store
 from tdmpc2.data.episodes import EpisodeTable
 from tdmpc2.data.files import RowFiles, disk_full_is_user_error
 from tdmpc2.data.layout import DESCRIPTION, EPISODE_LOG, Layout, read_layout, sync_folder
-from tdmpc2.errors import UserError, require
+from tdmpc2.errors import UserError, nearest, require
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import Metric, get_task
 
@@ -210,6 +211,31 @@ class Dataset:
         """The task of a name, one of `tasks`."""
         return next(task for task in self.tasks if task.name == name)
 
+    def select(self, tasks: Sequence[str]) -> Self:
+        """The data set of some of these tasks, their ids in the order given; on disk nothing changes.
+
+        Raises:
+            UserError: a task that the data set lacks (names the nearest that it has), or that is named twice, or none.
+        """
+        names = [task.name for task in self.tasks]
+        for name in tasks:
+            if name not in names:
+                match = nearest(name, names)
+                shown = f"the nearest is {match}" if match else f"it has {', '.join(names)}"
+                raise UserError(f"{self.folder / MANIFEST}: holds no data of {name!r}; {shown}")
+        chosen = tuple(dataclasses.replace(self.task(name), id=place) for place, name in enumerate(tasks))
+        stores = tuple(record for record in self.stores if record.task in tasks)
+        return dataclasses.replace(self, tasks=chosen, stores=stores)
+
+    def fingerprint(self) -> str:
+        """A hash of the tasks and of what each store holds, 64 hexadecimal digits; a data set that is moved keeps it.
+
+        Neither name nor paths count. The order of stores does: which sequences a seed draws depends on it.
+        """
+        tasks = [dataclasses.astuple(task) for task in self.tasks]
+        stores = [(r.task, r.seed, r.rows, r.episodes, r.rows_written) for r in self.stores]
+        return hashlib.sha256(json.dumps([tasks, stores]).encode()).hexdigest()
+
     def store_folder(self, record: StoreRecord) -> Path:
         """Where a store must be."""
         return Path(os.path.normpath(self.folder / record.path))
@@ -264,11 +290,7 @@ def build(name: str, stores: Sequence[StoreSource], tasks: Sequence[str], folder
         UserError: the data set exists; a store is not finished, not there, empty, of a task that is not among these,
             or of other dims than its task's; a task is unknown, named twice or without a store; the disk is full.
     """
-    is_name = name != "" and Path(name).name == name and not name.startswith(".")
-    require(is_name, f"{name!r} is no name for a data set's folder")
-    folder = folder.resolve()
-    target, manifest = folder / name, folder / name / MANIFEST
-    require(not manifest.exists(), f"{manifest}: exists already; choose another name, or delete that data set")
+    target = new_folder(name, folder)
     for source in stores:
         require(
             source.finished,
@@ -288,6 +310,20 @@ def build(name: str, stores: Sequence[StoreSource], tasks: Sequence[str], folder
             dataset = _with_copies(dataset)
         _write(dataset)
     return dataset
+
+
+def new_folder(name: str, folder: Path) -> Path:
+    """The folder of a new data set below the folder of data sets, links resolved; nothing is made.
+
+    Raises:
+        UserError: the name is none for a folder, or the data set exists.
+    """
+    is_name = name != "" and Path(name).name == name and not name.startswith(".")
+    require(is_name, f"{name!r} is no name for a data set's folder")
+    target = folder.resolve() / name
+    manifest = target / MANIFEST
+    require(not manifest.exists(), f"{manifest}: exists already; choose another name, or delete that data set")
+    return target
 
 
 def _record(store: OpenStore, source: StoreSource, path: str) -> StoreRecord:

@@ -8,7 +8,9 @@ costs no more where a data set has many.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import threading
 from collections.abc import Mapping
 from itertools import pairwise
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc2.data.dataset import Dataset
-from tdmpc2.errors import UserError, require, unknown_name
+from tdmpc2.data.prefetch import WHOLE, part_of
+from tdmpc2.errors import UserError, nearest, require, unknown_name
 
 
 class MultitaskReplay:
@@ -49,6 +52,9 @@ class MultitaskReplay:
         ids = {task.name: task.id for task in dataset.tasks}
         records = sorted(dataset.stores, key=lambda record: ids[record.task])  # is stable
         self._stores = [dataset.open_store(record, horizon) for record in records]
+        for store in self._stores:
+            for column in store.rows.columns.values():
+                _expect_random_reads(column)
         self._physical_rows = np.array([store.layout.physical_rows for store in self._stores])
         self._task_of_store = np.array([ids[record.task] for record in records])
         self._bounds = np.cumsum([0, *(store.episodes.num_starts for store in self._stores)])
@@ -80,7 +86,11 @@ class MultitaskReplay:
         return int(self._bounds[-1])
 
     def sample(
-        self, batch_size: int, generator: torch.Generator, out: dict[str, Tensor] | None = None
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        out: dict[str, Tensor] | None = None,
+        part: tuple[int, int] = WHOLE,
     ) -> dict[str, Tensor]:
         """Sequences drawn with replacement: uniformly from all, or by the tasks' weights.
 
@@ -88,18 +98,22 @@ class MultitaskReplay:
             batch_size: B, how many.
             generator: random generator on the CPU, the only thing besides the data that the result depends on.
             out: where to put them, as `empty_batch` makes it; memory of their own if left out.
+            part: (rank, world): the numbers of the whole batch are drawn, but only the rank-th of `world` equal parts
+                of it is read. So processes whose generators are alike have, one after another, the whole batch.
 
         Returns:
-            As `sequences`; `out`, where it was given.
+            As `sequences`, of B / world sequences; `out`, where it was given.
 
         Raises:
             UserError: no episode is long enough for a sequence.
-            ValueError: `out` is not what `empty_batch` makes, or the data set is closed.
+            ValueError: `out` is not what `empty_batch` makes, the data set is closed, or there is no such part.
         """
+        own = part_of(batch_size, part)
+        size = own.stop - own.start
         if out is None:
-            out = self.empty_batch(batch_size)
-        elif not self._is_batch(out, batch_size):
-            raise ValueError(f"data set {self.dataset.name}: out must be as empty_batch({batch_size}) makes it")
+            out = self.empty_batch(size)
+        elif not self._is_batch(out, size):
+            raise ValueError(f"data set {self.dataset.name}: out must be as empty_batch({size}) makes it")
         with self._lock:
             self._require_open()
             if self.num_starts == 0:
@@ -107,7 +121,8 @@ class MultitaskReplay:
                     f"data set {self.dataset.name}: nothing to sample: no episode has as many steps as the horizon "
                     f"({self.horizon})"
                 )
-            self._gather(draw_sequences(batch_size, self._task_bounds, self._cumulative, generator), out)
+            numbers = draw_sequences(batch_size, self._task_bounds, self._cumulative, generator)
+            self._gather(numbers[own], out)
         return out
 
     def sequences(self, starts: Tensor) -> dict[str, Tensor]:
@@ -218,6 +233,21 @@ class MultitaskReplay:
             raise ValueError(f"data set {self.dataset.name}: is closed")
 
 
+def _expect_random_reads(mapped: NDArray[np.generic]) -> None:
+    """Have the system read no more of a mapped file than the pages that are touched.
+
+    By itself it reads 128 KiB around each of them. Of data larger than memory that is wasted: a batch of 1,024
+    sequences would read half a gigabyte, where some 20 MB do.
+    """
+    if sys.platform == "linux":  # elsewhere, it is only slower
+        madv_random = 1
+        code = ctypes.CDLL(None, use_errno=True).madvise(
+            ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.nbytes), madv_random
+        )
+        if code != 0:
+            raise OSError(ctypes.get_errno(), "madvise on a memory-mapped replay file")
+
+
 def draw_sequences(
     batch_size: int,
     task_bounds: NDArray[np.int64],
@@ -245,3 +275,45 @@ def draw_sequences(
     task = np.searchsorted(cumulative_weights, uniform, side="right")  # finds none of weight 0
     begin = task_bounds[task]
     return begin + numbers % (task_bounds[task + 1] - begin)
+
+
+def parse_task_weights(text: str, dataset: Dataset) -> Mapping[str, float] | None:
+    """What the setting `task_weights` says, as `MultitaskReplay` takes it.
+
+    Args:
+        text: `transitions`, `tasks`, or weights of some tasks as in `walker-walk:2,cup-spin:0.5`, the others' being 1.
+        dataset: the data set.
+
+    Returns:
+        a weight for each task of the data set, by name; None where all transitions are to be equally likely.
+
+    Raises:
+        UserError: none of these, a task that the data set lacks or that has two weights, or a weight that is not a
+            number of 0 or more.
+    """
+    if text == "transitions":
+        return None
+    weights = {task.name: 1.0 for task in dataset.tasks}
+    if text == "tasks":
+        return weights
+    given: dict[str, float] = {}
+    for entry in text.split(","):
+        name, colon, number = (part.strip() for part in entry.partition(":"))
+        if not colon:
+            word = nearest(name, ["transitions", "tasks"])
+            hint = f"did you mean {word!r}?" if word else "valid: 'transitions', 'tasks', or TASK:WEIGHT,..."
+            raise UserError(f"task_weights: {entry.strip()!r} is no weight of a task; {hint}")
+        if name not in weights:
+            raise unknown_name("task", name, weights, "task_weights")
+        require(name not in given, f"task_weights: {name} has two weights")
+        try:
+            given[name] = float(number)
+        except ValueError:
+            raise UserError(f"task_weights: {name}: {number!r} is not a number") from None
+        require(
+            math.isfinite(given[name]) and given[name] >= 0,
+            f"task_weights: {name}: {number} is not a number of 0 or more",
+        )
+    weights |= given
+    require(any(weights.values()), "task_weights: at least one must be above 0")
+    return weights

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,27 @@ BUFFERS = 2
 """Sets of buffers: one to learn from, one to draw into."""
 PINNED_BUFFERS = 3
 """And one more where a GPU may still be at the update before, so that the CPU can prepare the next meanwhile."""
+WHOLE = (0, 1)
+"""The part of a batch that is all of it: (rank, world)."""
+
+
+def part_of(batch_size: int, part: tuple[int, int]) -> slice:
+    """Which sequences of a batch are a process's own where several share it.
+
+    Args:
+        batch_size: B, sequences of the whole batch.
+        part: (rank, world), the rank-th of `world` equal parts, counted from 0.
+
+    Raises:
+        ValueError: there is no such part, or B is no multiple of `world`.
+    """
+    rank, world = part
+    if not 0 <= rank < world:
+        raise ValueError(f"part {rank} of {world}: must be one of 0 to {world - 1}")
+    if batch_size % world:
+        raise ValueError(f"a batch of {batch_size} cannot be split into {world} equal parts")
+    size = batch_size // world
+    return slice(rank * size, (rank + 1) * size)
 
 
 class Sampled(Protocol):
@@ -39,6 +60,19 @@ class Sampled(Protocol):
 
     def empty_batch(self, batch_size: int, pin_memory: bool = False) -> dict[str, Tensor]:
         """Buffers for a batch."""
+
+
+class SampledInParts(Sampled, Protocol):
+    """What parts of batches are drawn from: `MultitaskReplay`."""
+
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        out: dict[str, Tensor] | None = None,
+        part: tuple[int, int] = WHOLE,
+    ) -> dict[str, Tensor]:
+        """A part of a batch, in buffers made by `empty_batch` for so many sequences."""
 
 
 class _Ahead(NamedTuple):
@@ -61,13 +95,27 @@ class Prefetcher:
         batch_size: B, sequences in a batch.
         generator: random generator on the CPU, which nobody else uses from now on until `close`.
         device: where the batches are learned from; for a GPU they lie in pinned memory.
+        part: (rank, world): only the rank-th of `world` equal parts of each batch is read and handed out, see
+            `MultitaskReplay.sample`. A single store, `Replay`, has no parts.
+
+    Raises:
+        ValueError: there is no such part of such a batch.
     """
 
-    def __init__(self, replay: Sampled, batch_size: int, generator: torch.Generator, device: torch.device) -> None:
+    def __init__(
+        self,
+        replay: Sampled | SampledInParts,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device,
+        part: tuple[int, int] = WHOLE,
+    ) -> None:
         self._replay, self._batch_size, self._generator, self._device = replay, batch_size, generator, device
+        self._part = part
+        own = part_of(batch_size, part)
         pinned = device.type == "cuda"
         count = PINNED_BUFFERS if pinned else BUFFERS
-        self._buffers = [replay.empty_batch(batch_size, pin_memory=pinned) for _ in range(count)]
+        self._buffers = [replay.empty_batch(own.stop - own.start, pin_memory=pinned) for _ in range(count)]
         self._read = [torch.cuda.Event(blocking=True) for _ in range(count)] if pinned else []
         """For each set of buffers, passed when the GPU is done with the batch that was in it last."""
         self._current = 0
@@ -77,7 +125,7 @@ class Prefetcher:
         self._closed = False
 
     def next(self) -> dict[str, Tensor]:
-        """What `replay.sample(batch_size, generator)` would give now; the batch after it is begun.
+        """What `replay.sample(batch_size, generator)`, of this part, would give now; the batch after it is begun.
 
         Returns:
             as `Replay.sequences`, in memory that is good until the next call. On a GPU that means: work on it is to be
@@ -109,9 +157,14 @@ class Prefetcher:
         if self._read:
             self._read[into].synchronize()
         stream, changes = self._generator.get_state(), self._replay.changes
-        drawing = self._thread.submit(self._replay.sample, self._batch_size, self._generator, self._buffers[into])
+        drawing = self._thread.submit(self._sample, self._buffers[into])
         self._ahead = _Ahead(drawing, changes, stream)
         return self._ahead
+
+    def _sample(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._part == WHOLE:
+            return self._replay.sample(self._batch_size, self._generator, out)
+        return cast(SampledInParts, self._replay).sample(self._batch_size, self._generator, out, self._part)
 
     def _discard(self) -> None:
         """Forget the batch drawn ahead, and whatever went wrong with it: it is drawn again where it is asked for."""
