@@ -323,8 +323,18 @@ NOT_IDENTITY = frozenset(
 class EvaluateConfig:
     """Settings of `tdmpc2 evaluate`."""
 
-    run: str
-    """Folder of the run."""
+    run: Annotated[str | None, Unset] = None
+    """Folder of the run; the outcome is added to its evaluations.csv. This or `checkpoint`."""
+    checkpoint: Annotated[str | None, Unset] = None
+    """Checkpoint file, of this project or the reference implementation, or hf://OWNER/REPO/PATH. This or `run`."""
+    task: Annotated[str | None, Unset] = None
+    """Tasks that the reference implementation's checkpoint was trained on, e.g. mt80; it does not name them itself."""
+    only: Annotated[str | None, Unset] = None
+    """Which of the agent's tasks to evaluate: a task, a list, or a task set. Default: all."""
+    model_size: Annotated[int | None, BeforeValidator(_whole), Unset] = None
+    """What the checkpoint's model size must be. Default: whatever it is."""
+    output: Annotated[str | None, Unset] = None
+    """CSV file for the outcome, with `checkpoint`; it must not be there yet."""
     episodes: Positive = 10
     """Episodes for each task, acted side by side."""
     seed: Count = 1
@@ -332,7 +342,7 @@ class EvaluateConfig:
     mpc: bool = True
     """Plan with MPPI; false acts with the policy prior alone."""
     video: bool = False
-    """Write an MP4 of the first episode into the run's folder."""
+    """Write an MP4 of the first episode into `videos` in the run's folder, or beside `output`. A single task only."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[Positive | None, Unset] = None
@@ -341,6 +351,38 @@ class EvaluateConfig:
     """Matrix products: `float32`, `tf32` (GPUs) or `bfloat16`; `auto`: as the run's settings say."""
     compile: Compile = "auto"
     """`none`, `kernels` (CPU) or `full` (torch.compile); `auto`: as the run's settings say."""
+
+    def __post_init__(self) -> None:
+        _check_source(self.run, self.checkpoint, self.task)
+        require(self.run is None or self.output is None, "output: has no meaning with run=, whose folder keeps it")
+        unkept = self.video and self.run is None and self.output is None
+        require(not unkept, "video: with checkpoint= it needs output=FILE.csv; the film is written beside it")
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class EmbeddingsConfig:
+    """Settings of `tdmpc2 embeddings`."""
+
+    run: Annotated[str | None, Unset] = None
+    """Folder of the run. This or `checkpoint`."""
+    checkpoint: Annotated[str | None, Unset] = None
+    """Checkpoint file, of this project or the reference implementation, or hf://OWNER/REPO/PATH. This or `run`."""
+    task: Annotated[str | None, Unset] = None
+    """Tasks that the reference implementation's checkpoint was trained on, e.g. mt80; it does not name them itself."""
+    output: Annotated[str | None, Unset] = None
+    """CSV file to write; outside the run's folder it must not be there yet. Default: embeddings.csv in that folder."""
+
+    def __post_init__(self) -> None:
+        _check_source(self.run, self.checkpoint, self.task)
+        placed = self.run is not None or self.output is not None
+        require(placed, "output: with checkpoint= it is needed, e.g. output=embeddings.csv")
+
+
+def _check_source(run: str | None, checkpoint: str | None, task: str | None) -> None:
+    require((run is None) != (checkpoint is None), "run: give run=FOLDER or checkpoint=FILE, one of them")
+    require(run is None or task is None, "task: has no meaning with run=, which names its tasks itself")
+    if task is not None:
+        expand_tasks(task, where="task")
 
 
 Settings = TypeVar("Settings")

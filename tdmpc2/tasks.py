@@ -1,15 +1,31 @@
-"""The 104 tasks and the task sets, as data."""
+"""The 104 tasks and the task sets, as data.
+
+Every task has two labels, for research on what makes tasks alike: does the similarity of task embeddings follow the
+dynamics, or what is to be achieved?
+
+* `embodiment` is what decides the dynamics: the body, and the object that it must move. A reacher with a third link, or
+  the same arm with a drawer in place of a door, is another embodiment; an obstacle (Meta-World's walls), another
+  starting state, target size or shaping of the reward is not. Objects that stand by and need not be moved do not count.
+* `objective` is what the reward asks for, in words that name neither body nor object, so that bodies can share it.
+  Gaits and directions are told apart (walk, run, run-backwards), since their rewards contradict one another; difficulty
+  and sparseness are not. It follows the reward rather than the task's name: the fish must `reach` a target, a lock is
+  to be brought to its closed state (`close`), a plate slid out of the cabinet is a `pull`, a peg unplugged a `remove`.
+
+So two tasks that share both labels differ in difficulty, layout or shaping alone, and comparisons take pairs that share
+exactly one of the two.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
 from typing import Literal
 
-from tdmpc2.errors import unknown_name
+from tdmpc2.errors import UserError, unknown_name
 
 Metric = Literal["return", "success"]
 DOMAINS = ("dmcontrol", "metaworld", "maniskill", "myosuite")
@@ -43,6 +59,10 @@ class Task:
     """The paper's training budget in environment steps."""
     random_return: float | None
     """Mean return of a random policy over ten episodes, where measured."""
+    embodiment: str
+    """What decides the dynamics, e.g. `walker` or `sawyer-door`; see the module's description."""
+    objective: str
+    """What is to be achieved, whichever the body, e.g. `run` or `open`; see the module's description."""
 
     @property
     def score_scale(self) -> float:
@@ -71,6 +91,8 @@ def _read_registry() -> dict[str, Task]:
                 mt80_id=optional(row["mt80_id"]),
                 paper_env_steps=int(row["paper_env_steps"]),
                 random_return=float(row["random_return"]) if row["random_return"] else None,
+                embodiment=row["embodiment"],
+                objective=row["objective"],
             )
     return tasks
 
@@ -131,3 +153,34 @@ def expand_tasks(names: str | tuple[str, ...], where: str = "") -> tuple[str, ..
         else:
             raise unknown_name("task", name, [*TASKS, *TASK_SETS], where)
     return tuple(expanded)
+
+
+def nearest_task(name: str, candidates: Iterable[str]) -> str:
+    """The task among `candidates` that is most like another one, by the labels of both.
+
+    It is the task itself, else one of the same embodiment, else one of the same objective (of the same domain, where
+    there is one). Among several the one with the most similar name wins; of equally similar ones that of the same
+    objective, then the first.
+
+    Args:
+        name: a task's name.
+        candidates: names of tasks.
+
+    Raises:
+        UserError: a name is unknown, or no candidate shares embodiment or objective with the task.
+    """
+    task, others = get_task(name), [get_task(candidate) for candidate in candidates]
+
+    def likeness(other: Task) -> tuple[bool, bool, bool, float, bool]:
+        same_body, same_objective = other.embodiment == task.embodiment, other.objective == task.objective
+        similar = difflib.SequenceMatcher(None, other.name, name, autojunk=False).ratio()
+        return other.name == name, same_body, other.domain == task.domain, similar, same_objective
+
+    related = [other for other in others if other.embodiment == task.embodiment or other.objective == task.objective]
+    if not related:
+        raise UserError(
+            f"no task like {name} (embodiment {task.embodiment}, objective {task.objective}) among "
+            f"{', '.join(other.name for other in others[:8])}{', ...' if len(others) > 8 else ''}; "
+            "choose embedding_from=mean, or the TASK to start from"
+        )
+    return max(related, key=likeness).name

@@ -179,7 +179,7 @@ def test_evaluation_settings_are_read_the_same_way() -> None:
     assert (settings.run, settings.episodes, settings.video, settings.mpc) == ("results/a", 10, True, True)
     with pytest.raises(UserError, match="unknown setting 'episode'; did you mean 'episodes'"):
         parse_settings(EvaluateConfig, ["run=a", "episode=3"])
-    with pytest.raises(UserError, match=r"^run: field required$"):
+    with pytest.raises(UserError, match=r"^run: give run=FOLDER or checkpoint=FILE, one of them"):
         parse_settings(EvaluateConfig, [])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 
 import pytest
 
 from tdmpc2.errors import UserError
 from tdmpc2.spec import AgentSpec
-from tdmpc2.tasks import TASK_SETS, TASKS, expand_tasks, get_task
+from tdmpc2.tasks import TASK_SETS, TASKS, expand_tasks, get_task, nearest_task
 
 MT30 = """walker-stand walker-walk walker-run cheetah-run reacher-easy reacher-hard acrobot-swingup pendulum-swingup
 cartpole-balance cartpole-balance-sparse cartpole-swingup cartpole-swingup-sparse cup-catch finger-spin
@@ -123,6 +124,98 @@ def test_a_single_task_is_found_by_its_exact_name() -> None:
         get_task("dog-runn")
     with pytest.raises(UserError, match="unknown task 'mt30'"):
         get_task("mt30")
+
+
+# --- labels, and the task most like another
+
+
+def test_every_task_has_both_labels_in_lower_case_words() -> None:
+    for task in TASKS.values():
+        for label in (task.embodiment, task.objective):
+            assert re.fullmatch(r"[a-z]+(-[a-z]+)*", label), (task.name, label)
+
+
+@pytest.mark.parametrize(
+    ("name", "embodiment", "objective"),
+    [
+        ("walker-walk", "walker", "walk"),
+        ("walker-walk-backwards", "walker", "walk-backwards"),
+        ("cheetah-run-backwards", "cheetah", "run-backwards"),
+        ("cup-catch", "cup", "catch"),
+        ("cartpole-swingup-sparse", "cartpole", "swingup"),  # a sparse reward asks for the same
+        ("reacher-hard", "reacher", "reach"),
+        ("reacher-three-hard", "reacher-three", "reach"),  # a third link changes the dynamics
+        ("fish-swim", "fish", "reach"),  # its reward is the distance to a target
+        ("mw-door-open", "sawyer-door", "open"),
+        ("mw-drawer-close", "sawyer-drawer", "close"),
+        ("mw-button-press-topdown-wall", "sawyer-button", "press"),  # a wall is an obstacle
+        ("mw-reach", "sawyer", "reach"),  # the puck need not be moved
+        ("pick-cube", "panda-cube", "pick-place"),
+        ("myo-key-turn-hard", "myo-hand-key", "turn"),
+    ],
+)
+def test_labels_of_well_known_tasks(name: str, embodiment: str, objective: str) -> None:
+    assert (TASKS[name].embodiment, TASKS[name].objective) == (embodiment, objective)
+
+
+def test_bodies_of_a_kind_belong_to_one_domain() -> None:
+    prefixes = {"metaworld": "sawyer", "maniskill": "panda-", "myosuite": "myo-hand"}
+    for task in TASKS.values():
+        kind = [domain for domain, prefix in prefixes.items() if task.embodiment.startswith(prefix)]
+        assert kind == [task.domain] * (task.domain != "dmcontrol"), task.name
+
+
+def test_objectives_of_a_single_task_are_the_few_that_nothing_shares() -> None:
+    counts = Counter(task.objective for task in TASKS.values())
+    alone = {objective for objective, count in counts.items() if count == 1}
+    assert alone == {"catch", "hop", "hop-backwards", "jump", "lift", "trot", "walk-backwards"}
+
+
+def test_a_task_and_its_harder_version_share_both_labels() -> None:
+    for name, task in TASKS.items():
+        easier = name.removesuffix("-hard")
+        twin = TASKS.get(easier if easier in TASKS else f"{easier}-easy", task)
+        assert (twin.embodiment, twin.objective) == (task.embodiment, task.objective)
+
+
+def test_tasks_of_one_embodiment_in_dmcontrol_have_equal_dims() -> None:
+    finger = {"finger"}  # its turn tasks observe a target besides
+    for task in TASKS.values():
+        twins = [t for t in TASKS.values() if t.embodiment == task.embodiment]
+        assert {t.action_dim for t in twins} == {task.action_dim}
+        if task.domain == "dmcontrol" and task.embodiment not in finger:
+            assert {t.obs_dim for t in twins} == {task.obs_dim}
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates", "expected"),
+    [
+        ("walker-run", "walker-walk walker-run cheetah-run", "walker-run"),  # itself
+        ("walker-run", "cheetah-run walker-stand", "walker-stand"),  # the body before the objective
+        ("walker-run-backwards", "walker-stand walker-run walker-walk", "walker-run"),  # the most similar name
+        ("mw-door-close", "mw-drawer-close mw-door-open", "mw-door-open"),
+        ("dog-run", "walker-walk cheetah-run", "cheetah-run"),  # the objective, where no body is shared
+        ("turn-faucet", "mw-door-open pick-ycb", "mw-door-open"),
+        ("mw-reach", "reacher-easy mw-door-open", "reacher-easy"),
+        ("pick-ycb", "mw-pick-place stack-cube", "stack-cube"),  # the domain before the name
+    ],
+)
+def test_the_nearest_task_is_found_by_labels(name: str, candidates: str, expected: str) -> None:
+    assert nearest_task(name, candidates.split()) == expected
+
+
+def test_between_equally_similar_names_the_objective_decides_and_then_the_order() -> None:
+    for candidates in (["mw-push-back", "mw-push-wall"], ["mw-push-wall", "mw-push-back"]):
+        assert nearest_task("mw-push", candidates) == "mw-push-wall"  # the other is a pull
+    assert nearest_task("finger-spin", ["finger-turn-hard", "finger-turn-easy"]) == "finger-turn-hard"
+    assert nearest_task("finger-spin", ["finger-turn-easy", "finger-turn-hard"]) == "finger-turn-easy"
+
+
+def test_a_task_unlike_all_others_needs_a_choice() -> None:
+    with pytest.raises(UserError, match=r"no task like cup-catch .*among walker-walk, dog-run; .*embedding_from=mean"):
+        nearest_task("cup-catch", ["walker-walk", "dog-run"])
+    with pytest.raises(UserError, match="unknown task 'walker-wlak'"):
+        nearest_task("walker-wlak", ["walker-walk"])
 
 
 # --- the agent's view of its tasks

@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from tdmpc2.envs.make import Env, make_env
+from tdmpc2.envs.padding import check_fits, pad_env
 from tdmpc2.errors import UserError
 from tdmpc2.spec import FRAME_SHAPE, ObsKind
 from tdmpc2.tasks import get_task
@@ -43,9 +44,12 @@ class _EnvBuilder:
     name: str
     seed: int
     obs: ObsKind
+    shape: tuple[int, int] | None
+    """Lengths of observation and action to pad to; None leaves the environment as it is."""
 
     def __call__(self) -> Env:
-        return make_env(self.name, self.seed, self.obs)
+        env = make_env(self.name, self.seed, self.obs)
+        return env if self.shape is None else pad_env(env, self.shape, self.name, self.seed)
 
 
 def make_vector_env(
@@ -54,8 +58,12 @@ def make_vector_env(
     obs: ObsKind = "state",
     parallel: bool = False,
     workers: int | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> VectorEnv:
-    """Environments of equal shapes, stepped together.
+    """Environments stepped together, in one shape: those of smaller tasks are padded.
+
+    State observations are zero-padded on the right; actions are given padded, and an environment sees its own dims
+    alone. An environment that has the common shape already is left as it is. Pixels are not padded.
 
     Nothing resets by itself. The caller resets the episodes that ended, each with a seed of its own:
 
@@ -74,22 +82,40 @@ def make_vector_env(
             server, not from a fork of this process, whose torch threads or OpenGL contexts would not survive it; so a
             script that calls this needs the usual `if __name__ == "__main__":`.
         workers: how many processes, where parallel; by default one for each environment.
+        shape: lengths of observation and action, those of the agent that acts; by default the tasks' largest. States
+            only.
 
     Raises:
-        UserError: the tasks' shapes differ, names and seeds differ in length, or as `make_env`.
+        UserError: a task does not fit into the shape, pixel tasks differ in their actions, names and seeds differ in
+            length, or as `make_env`.
     """
     if not names or len(names) != len(seeds):
         raise UserError(f"make_vector_env: {len(names)} names and {len(seeds)} seeds; give one seed for each name")
-    shapes: dict[tuple[tuple[int | None, ...], int], str] = {}
-    for task in map(get_task, names):
-        shapes.setdefault(((task.obs_dim,) if obs == "state" else FRAME_SHAPE, task.action_dim), task.name)
-    if len(shapes) > 1:
-        found = "; ".join(f"{name}: observation {shape}, action ({dim},)" for (shape, dim), name in shapes.items())
-        raise UserError(f"tasks of different shapes cannot be stepped together: {found}")
-    builders = [_EnvBuilder(name, seed, obs) for name, seed in zip(names, seeds, strict=True)]
+    padded = _common_shape(names, obs, shape)
+    builders = [_EnvBuilder(name, seed, obs, padded) for name, seed in zip(names, seeds, strict=True)]
     if parallel:
         return ProcessVectorEnv(builders, len(builders) if workers is None else workers)
     return SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _common_shape(names: Sequence[str], obs: ObsKind, shape: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Lengths of observation and action to pad to; None where nothing is padded."""
+    tasks = {name: get_task(name) for name in names}.values()
+    if obs != "state":
+        dims = {task.action_dim: task.name for task in tasks}
+        if shape is not None or len(dims) > 1:
+            found = "; ".join(f"{name}: observation {FRAME_SHAPE}, action ({dim},)" for dim, name in dims.items())
+            raise UserError(f"tasks of different shapes can be stepped together with obs=state alone: {found}")
+        return None
+    if shape is None and len({(task.obs_dim, task.action_dim) for task in tasks}) == 1:
+        return None
+    unknown = [task.name for task in tasks if task.obs_dim is None]
+    if shape is None and unknown:
+        raise UserError(f"observation length not in the registry, so nothing can be padded to it: {', '.join(unknown)}")
+    largest = max(task.obs_dim or 0 for task in tasks), max(task.action_dim for task in tasks)
+    for task in tasks:
+        check_fits(task.name, (task.obs_dim or 0, task.action_dim), shape or largest)
+    return shape or largest
 
 
 class ProcessVectorEnv(VectorEnv[Array, Array, Array]):

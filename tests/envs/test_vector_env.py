@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tdmpc2.envs.make import make_env
+from tdmpc2.envs.padding import PaddedEnv
 from tdmpc2.envs.vector import make_vector_env
 from tdmpc2.errors import UserError
 
@@ -73,11 +74,57 @@ def test_an_interrupt_from_the_terminal_leaves_the_workers_alive():
     vector.close()
 
 
-def test_tasks_of_different_shapes_are_refused():
-    with pytest.raises(
-        UserError, match=r"different shapes.*cartpole-swingup: observation \(5,\), action \(1,\); walker"
-    ):
-        make_vector_env(["cartpole-swingup", "walker-walk"], [0, 1])
+MIXED = ["cartpole-swingup", "walker-walk", "cup-spin"]  # observations of 5, 24, 8; actions of 1, 6, 2
+DIMS = [(5, 1), (24, 6), (8, 2)]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("shape", [None, (24, 6), (39, 7)])
+def test_tasks_of_different_shapes_step_together_each_as_it_does_alone(parallel, shape):
+    vector = make_vector_env(MIXED, SEEDS, parallel=parallel, workers=2, shape=shape)
+    single = [make_env(name, seed) for name, seed in zip(MIXED, SEEDS, strict=True)]
+    obs_dim, action_dim = shape or (24, 6)
+
+    def check(observations, own):
+        assert observations.shape == (3, obs_dim)
+        for padded, bare, (length, _) in zip(observations, own, DIMS, strict=True):
+            np.testing.assert_array_equal(padded[:length], bare)
+            assert not padded[length:].any()
+
+    check(
+        vector.reset(seed=[7, 8, 9])[0], [env.reset(seed=seed)[0] for env, seed in zip(single, (7, 8, 9), strict=True)]
+    )
+    for action in np.random.default_rng(0).uniform(-1, 1, (5, 3, action_dim)).astype(np.float32):
+        observations, rewards, _, _, info = vector.step(action)
+        expected = [env.step(a[:dim]) for env, a, (_, dim) in zip(single, action, DIMS, strict=True)]
+        check(observations, [step[0] for step in expected])
+        np.testing.assert_array_equal(rewards, [step[1] for step in expected])
+        assert info["_success"].all()
+    vector.close()
+
+
+def test_nothing_is_wrapped_where_all_fits_already():
+    vector = make_vector_env(NAMES, SEEDS)
+    assert not any(isinstance(env, PaddedEnv) for env in vector.envs)
+    vector = make_vector_env(NAMES, SEEDS, shape=(3, 1))
+    assert not any(isinstance(env, PaddedEnv) for env in vector.envs)
+    vector = make_vector_env(MIXED, SEEDS)
+    assert [isinstance(env, PaddedEnv) for env in vector.envs] == [True, False, True]
+
+
+def test_a_task_that_is_larger_than_the_agents_shape_is_refused_before_anything_starts():
+    with pytest.raises(UserError, match="walker-walk has observations of 24 and actions of 6 dims; they do not fit"):
+        make_vector_env(MIXED, SEEDS, shape=(24, 5), parallel=True)
+
+
+def test_pixels_are_not_padded():
+    with pytest.raises(UserError, match=r"obs=state alone: cartpole-swingup: .*action \(1,\); walker-walk"):
+        make_vector_env(["cartpole-swingup", "walker-walk"], [0, 1], obs="rgb")
+
+
+def test_a_task_of_unknown_length_is_not_guessed_at():
+    with pytest.raises(UserError, match=r"observation length not in the registry.*: pick-ycb"):
+        make_vector_env(["walker-walk", "pick-ycb"], [0, 1])
 
 
 @pytest.mark.parametrize(("names", "seeds"), [([], []), (["cartpole-swingup"], [0, 1])])
