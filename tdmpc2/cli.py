@@ -1,9 +1,10 @@
-"""The command `tdmpc2`: train, evaluate, sweep, info, export-reference."""
+"""The command `tdmpc2`: train, evaluate, embeddings, sweep, dataset, info, export-reference."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tdmpc2.config import Config, EvaluateConfig, ExportConfig, architecture, parse_settings
-from tdmpc2.errors import UserError
+from tdmpc2.config import Config, EmbeddingsConfig, EvaluateConfig, ExportConfig, architecture, parse_settings
+from tdmpc2.errors import UserError, require
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
+
+SettingsClass = type[Config] | type[EvaluateConfig] | type[EmbeddingsConfig] | type[ExportConfig]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -35,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from tdmpc2 import dataset_commands
     from tdmpc2.sweeps.commands import register
 
     parser = argparse.ArgumentParser(prog="tdmpc2", description="A benchmark and analysis workbench for TD-MPC2.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for name, run_command, settings, text in (
         ("train", _train, Config, "train one run, or resume it"),
-        ("evaluate", _evaluate, EvaluateConfig, "evaluate, and film, the agent in a run's folder"),
+        ("finetune", _finetune, Config, "go on training a multi-task agent, online, on one task"),
+        ("evaluate", _evaluate, EvaluateConfig, "evaluate, and film, the agent of a run or checkpoint on its tasks"),
+        ("embeddings", _embeddings, EmbeddingsConfig, "write a multi-task agent's task embeddings as CSV"),
         ("info", _info, Config, "show what a run would use: model, parameters, budget"),
         (
             "export-reference",
@@ -58,27 +64,42 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_argument("settings", nargs="+", metavar="key=value", help="settings; see below")
-        if name in ("train", "evaluate"):
+        if name in ("train", "finetune", "evaluate"):
             verb.add_argument("--quiet", action="store_true", help="no progress")
+        if name == "finetune":
+            verb.add_argument(
+                "--embedding-from", metavar="TASK|mean|zero|nearest", help="the task embedding to begin with"
+            )
         verb.set_defaults(run_command=run_command)
     register(verbs)
+    dataset_commands.register(verbs)
     return parser
 
 
-def _describe_settings(cls: type[Config] | type[EvaluateConfig] | type[ExportConfig]) -> str:
+def _describe_settings(cls: SettingsClass) -> str:
     """The settings with their defaults and the docstrings under their fields."""
     lines = ["settings:"]
     docs = {name: info.description for name, info in cls.__pydantic_fields__.items()}  # type: ignore[union-attr]
     for field in dataclasses.fields(cls):
-        required = field.name in ("task", "run", "output")
+        required = cls.__pydantic_fields__[field.name].is_required()  # type: ignore[union-attr]
         default = "" if required else f"={_plain_default(cls, field.name)}"
         lines.append(f"  {field.name}{default}\n      {docs[field.name]}")
     return "\n".join(lines)
 
 
-def _plain_default(cls: type[Config] | type[EvaluateConfig] | type[ExportConfig], name: str) -> str:
+def _plain_default(cls: SettingsClass, name: str) -> str:
     default = cls.__pydantic_fields__[name].default  # type: ignore[union-attr]
     return str(default).lower() if isinstance(default, bool) or default is None else str(default)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    if options.embedding_from is not None:
+        options.settings.append(f"embedding_from={options.embedding_from}")
+    require(
+        any(word.startswith("checkpoint=") for word in options.settings),
+        "checkpoint: missing; name the multi-task run's folder, or its checkpoint, to begin with",
+    )
+    return _train(options)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -92,15 +113,19 @@ def _train(options: argparse.Namespace) -> int:
     if status is not None and status.state == "done" and folder.read_config().digest() == config.digest():
         print(f"{folder.path}: done already; evaluate it with `tdmpc2 evaluate run={folder.path}`")
         return 0
+    leads = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks for all
     try:
         train(config, show_progress=not options.quiet)
     except Stopped:
-        print(f"stopped and checkpointed; the same command goes on with {folder.path}", file=sys.stderr)
+        if leads:
+            print(f"stopped and checkpointed; the same command goes on with {folder.path}", file=sys.stderr)
         return INTERRUPTED
     except DivergedError as error:
-        print(f"tdmpc2: {error}", file=sys.stderr)
+        if leads:
+            print(f"tdmpc2: {error}", file=sys.stderr)
         return 1
-    print(f"{folder.path}: done")
+    if leads:
+        print(f"{folder.path}: done")
     return 0
 
 
@@ -109,7 +134,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from tdmpc2.training.evaluate_run import evaluate_run
 
     rows = evaluate_run(config, show_progress=not options.quiet)
-    shown = ("task", "env_steps", "episodes", "return", "return_std", "success", "video")
+    # How far the agent has learned: its environment steps where it took any, else its updates.
+    clock = "env_steps" if any(row["env_steps"] is not None for row in rows) else "updates"
+    shown = ("task", clock, "episodes", "return", "return_std", "success", "video")
     columns = [column for column in shown if any(_cell(row[column]) for row in rows)]
     table = Table()
     for column in columns:
@@ -120,7 +147,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _embeddings(options: argparse.Namespace) -> int:
+    config = parse_settings(EmbeddingsConfig, options.settings)
+    from tdmpc2.training.embeddings import export_embeddings
+
+    print(f"{export_embeddings(config)}: written")
+    return 0
+
+
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return "" if value != value else f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -158,7 +195,9 @@ def _info(options: argparse.Namespace) -> int:
         console.print(f"{name}: {getattr(execution, name)}{because}", highlight=False, soft_wrap=True)
     if execution.notice:
         console.print(execution.notice, highlight=False, soft_wrap=True)
-    if not spec.multitask:
+    if config.offline:
+        console.print(f"budget: {config.total_updates:,} updates", highlight=False)
+    elif not spec.multitask:
         env_steps = config.agent_steps * get_task(spec.tasks[0]).action_repeat
         console.print(f"budget: {env_steps:,} environment steps ({config.agent_steps:,} agent steps)", highlight=False)
     return 0
