@@ -87,16 +87,21 @@ def list_sweeps(args: argparse.Namespace) -> int:
 
 def plan_sweep(args: argparse.Namespace) -> int:
     """`tdmpc2 sweep plan NAME`."""
-    from tdmpc2.sweeps.planning import changed_settings, unavailable_tasks
+    from tdmpc2.sweeps.checks import changed_settings, unavailable_tasks, why_not_runnable
+    from tdmpc2.sweeps.cost import speed_elsewhere
     from tdmpc2.sweeps.progress import view_run
-    from tdmpc2.sweeps.tables import make_console, plan_table
+    from tdmpc2.sweeps.tables import cost_lines, make_console, plan_table
 
     declaration, runs = _load(args)
+    reasons = why_not_runnable(runs, unavailable_tasks(runs))
     failures = _folder(args, declaration.name).read_failures()
     views = [view_run(run.folder, run.entry, failure=failures.get(run.name)) for run in runs]
     console = make_console()
     console.print(f"{declaration.name} ({declaration.file}): {declaration.description}\n", soft_wrap=True)
-    console.print(plan_table(views, unavailable_tasks(runs)))
+    console.print(plan_table(views, reasons))
+    counted = [view for view in views if view.entry.name not in reasons]
+    for line in cost_lines(counted, speed_elsewhere(runs, args.results)):
+        console.print(line, soft_wrap=True)
     for run in runs:
         if changes := changed_settings(run):
             console.print(f"{run.folder.path} holds a run with other settings: {changes}", soft_wrap=True)
@@ -105,11 +110,12 @@ def plan_sweep(args: argparse.Namespace) -> int:
 
 def run_sweep(args: argparse.Namespace) -> int:
     """`tdmpc2 sweep run NAME`."""
-    from tdmpc2.sweeps.planning import unavailable_tasks
+    from tdmpc2.sweeps.checks import unavailable_tasks, why_not_runnable
 
     declaration, runs = _load(args)
     unavailable = unavailable_tasks(runs)
-    chosen = [run for run in runs if run.config.task not in unavailable]
+    not_runnable = why_not_runnable(runs, unavailable)
+    chosen = [run for run in runs if run.name not in not_runnable]
     if unavailable:
         reasons: dict[str, list[str]] = {}
         for task, reason in unavailable.items():
@@ -118,6 +124,9 @@ def run_sweep(args: argparse.Namespace) -> int:
         if not args.skip_unavailable:
             raise UserError(f"some tasks cannot be run; --skip-unavailable runs the others:\n{listed}")
         print(f"left out, {len(runs) - len(chosen)} runs:\n{listed}")
+        for run in runs:
+            if run.name in not_runnable and run.config.task not in unavailable:
+                print(f"  {run.name}: {not_runnable[run.name]}")
     return _execute(args, declaration, runs, chosen)
 
 
@@ -200,23 +209,26 @@ def _execute(
     args: argparse.Namespace, declaration: Declaration, runs: Sequence[PlannedRun], chosen: Sequence[PlannedRun]
 ) -> int:
     """Execute the chosen ones of a sweep's runs, after everything that can be checked has been."""
+    from tdmpc2.sweeps.checks import check_datasets, check_settings
+    from tdmpc2.sweeps.cost import speed_elsewhere
     from tdmpc2.sweeps.execution import SweepExecution
-    from tdmpc2.sweeps.planning import check_settings
     from tdmpc2.sweeps.progress import view_run
-    from tdmpc2.sweeps.tables import cost_line
+    from tdmpc2.sweeps.tables import cost_lines
     from tdmpc2.training.runtime import StopRequest, stop_on_signals
 
     require(args.retries >= 0, f"--retries: must not be negative (given: {args.retries})")
     require(args.executor == "ray" or args.address is None, "--address: only with --executor ray")
     folder = _folder(args, declaration.name)
     check_settings(chosen)
+    check_datasets(chosen)
     with folder.claim():
         unfinished = [run for run in chosen if not _is_done(run)]
         print(
             f"{declaration.name}: {len(runs)} runs planned, {len(chosen) - len(unfinished)} of {len(chosen)} done, "
             f"{len(unfinished)} to run; results in {folder.path}"
         )
-        print(cost_line([view_run(run.folder, run.entry) for run in chosen]), flush=True)
+        views = [view_run(run.folder, run.entry) for run in chosen]
+        print("\n".join(cost_lines(views, speed_elsewhere(chosen, args.results))), flush=True)
         stop = StopRequest()
         executor = _make_executor(args, stop)
         try:
@@ -288,17 +300,23 @@ def _watch(execution: SweepExecution, chosen: Sequence[PlannedRun], executor: st
 def _report(args: argparse.Namespace, folder: SweepFolder, outcomes: dict[str, Outcome]) -> int:
     """Say how it ended; the exit code."""
     failed = [outcome for outcome in outcomes.values() if outcome.end in ("failed", "killed", "refused")]
+    unmet = [outcome for outcome in outcomes.values() if outcome.end == "unmet"]
     stopped = [outcome for outcome in outcomes.values() if outcome.end == "stopped"]
     if failed:
         print(f"{len(failed)} run(s) failed:", file=sys.stderr)
         for outcome in failed:
             log = folder.run(outcome.name).path / "run.log"
             print(f"  {outcome.name}: {outcome.message} (log: {log})", file=sys.stderr)
+    if unmet:
+        print(f"{len(unmet)} run(s) not begun:", file=sys.stderr)
+        for outcome in unmet:
+            print(f"  {outcome.name}: {outcome.message}", file=sys.stderr)
+    if failed or unmet:
         print(f"Run them again with: {_command_line(args, 'retry')}", file=sys.stderr)
     if stopped:
         print(f"{len(stopped)} run(s) stopped and checkpointed; go on with: {_command_line(args, 'run')}")
         return EXIT_INTERRUPTED
-    return EXIT_FAILED if failed else 0
+    return EXIT_FAILED if failed or unmet else 0
 
 
 def _command_line(args: argparse.Namespace, verb: str) -> str:

@@ -19,9 +19,9 @@ from tdmpc2.sweeps.planning import PlannedRun
 if TYPE_CHECKING:
     from tdmpc2.training.runtime import StopRequest
 
-End = Literal["done", "stopped", "refused", "failed", "killed"]
+End = Literal["done", "stopped", "refused", "failed", "killed", "unmet"]
 """How an attempt at a run ended: `stopped` on request, `refused` with a UserError, `failed` with another exception,
-`killed` with its process."""
+`killed` with its process; or `unmet`, not begun, because a run that it needs was given up."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,11 @@ class Executor(Protocol):
         """
 
     def submit(self, run: PlannedRun) -> None:
-        """Take on a run, to be started when there is room for it."""
+        """Take on a run whose needs are met, to be started when there is room for it.
+
+        A run that others had to be done for goes before those that wait without: it is what the sweep is for, and the
+        first of a chain.
+        """
 
     def wait(self, timeout: float) -> list[Outcome]:
         """The attempts that ended since the last call.
@@ -114,8 +118,15 @@ def _append(log: Path, text: str) -> None:
         return
 
 
+def take_next(queue: deque[PlannedRun]) -> PlannedRun:
+    """Take the run that is to start next off a queue that is not empty; see `Executor.submit`."""
+    run = next((run for run in queue if run.needs), queue[0])
+    queue.remove(run)
+    return run
+
+
 class SerialExecutor:
-    """Executes runs in this process, one after another, in the order they were submitted.
+    """Executes runs in this process, one after another, in the order of `take_next`.
 
     Args:
         stop: set when the sweep is to stop.
@@ -143,7 +154,7 @@ class SerialExecutor:
             return unbegun
         if not self._queue:
             return []
-        return [attempt_run(self._train, self._queue.popleft(), self._show_progress, self._stop)]
+        return [attempt_run(self._train, take_next(self._queue), self._show_progress, self._stop)]
 
     def stop(self) -> None:
         """See `Executor`: the run under way heeds the request that it was given; the others never begin."""

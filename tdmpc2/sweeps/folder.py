@@ -9,11 +9,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 
+from tdmpc2.config import Config
 from tdmpc2.errors import UserError
+from tdmpc2.tasks import get_task
 from tdmpc2.training.folder import RunFolder, write_text
+
+Kind = Literal["online", "offline", "finetune"]
+"""How a run learns: `online` in its environment, `offline` from a data set, or online from a checkpoint."""
+
+
+def kind_of(config: Config) -> Kind:
+    """How a run of these settings learns."""
+    if config.offline:
+        return "offline"
+    return "online" if config.checkpoint is None else "finetune"
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -28,6 +41,31 @@ class PlanEntry:
     """Budget in agent steps."""
     env_steps: int
     """Budget in environment steps."""
+    updates: int = 0
+    """Budget in updates; 0 in plans of the first versions, where each agent step came with one."""
+    kind: Kind = "online"
+    gpus: float = 0.0
+    """Share of a GPU, or number of them, that it asks for."""
+
+    @classmethod
+    def of(cls, config: Config, gpus: float = 0.0) -> PlanEntry:
+        """The line of a run of these settings."""
+        return cls(
+            name=config.run_name,
+            task=config.task,
+            model_size=config.model_size,
+            seed=config.seed,
+            agent_steps=config.agent_steps,
+            env_steps=config.agent_steps * get_task(config.tasks[0]).action_repeat,
+            updates=config.total_updates,
+            kind=kind_of(config),
+            gpus=gpus,
+        )
+
+    @property
+    def total_updates(self) -> int:
+        """Budget in updates, in a plan of any version."""
+        return self.updates or self.agent_steps
 
 
 class SweepFolder:

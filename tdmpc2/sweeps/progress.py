@@ -1,14 +1,12 @@
-"""How far a sweep has come, read from its runs' folders, and what is still to come at the measured speed."""
+"""How far a sweep has come, read from its runs' folders."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from tdmpc2.errors import UserError
 from tdmpc2.sweeps.folder import PlanEntry, SweepFolder
-from tdmpc2.tasks import get_task
 from tdmpc2.training.folder import RunFolder, Status
 
 RunState = Literal["waiting", "running", "killed", "interrupted", "failed", "done"]
@@ -39,9 +37,13 @@ class RunView:
 
     @property
     def fraction(self) -> float:
-        """Share of its work that is done, 0 to 1; an update takes longer than an agent step, so they are averaged."""
-        total = self.entry.agent_steps
-        return 1.0 if self.state == "done" else min(1.0, (self.agent_steps + self.updates) / (2 * total))
+        """Share of its work that is done, 0 to 1: of its updates, online averaged with the share of its agent steps,
+        which go ahead of the updates at first and take less time."""
+        if self.state == "done":
+            return 1.0
+        if self.entry.kind == "offline":
+            return min(1.0, self.updates / self.entry.total_updates)
+        return min(1.0, (self.agent_steps + self.updates) / (2 * self.entry.agent_steps))
 
 
 def describe_run(
@@ -107,69 +109,4 @@ def _entry_of(run: RunFolder, name: str) -> PlanEntry:
         config = run.read_config()
     except UserError:  # not a run's folder, or damaged: it is shown by its name alone
         return PlanEntry(name, "?", 0, 0, 1, 1)
-    env_steps = config.agent_steps * get_task(config.tasks[0]).action_repeat
-    return PlanEntry(name, config.task, config.model_size, config.seed, config.agent_steps, env_steps)
-
-
-def measured_speed(views: Iterable[RunView]) -> dict[int, float]:
-    """Seconds per agent step by model size, over the runs that have begun to learn.
-
-    An agent step comes with one update, which takes nearly all of the time, so updates are what is counted: the random
-    phase that comes before them would make a young run look fast. A run under way counts with its own estimate of what
-    is left, which is free of what its start took. Runs weigh as many updates as they have made.
-    """
-    seconds: dict[int, float] = {}
-    updates: dict[int, int] = {}
-    for view in views:
-        if view.updates == 0:
-            continue
-        left = view.entry.agent_steps - view.updates
-        if view.state == "running" and view.seconds_left is not None and left > 0:
-            seconds_per_update = view.seconds_left / left
-        else:
-            seconds_per_update = view.seconds / view.updates
-        size = view.entry.model_size
-        seconds[size] = seconds.get(size, 0.0) + seconds_per_update * view.updates
-        updates[size] = updates.get(size, 0) + view.updates
-    return {size: seconds[size] / updates[size] for size in updates}
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What is still to be spent on a sweep."""
-
-    seconds: float
-    """Sum over the unfinished runs whose size has been measured, each as if it ran alone."""
-    unknown_sizes: tuple[int, ...]
-    """Sizes of unfinished runs that no run has been measured of."""
-
-
-def remaining_cost(views: Sequence[RunView], speed: Mapping[int, float]) -> Cost:
-    """What the unfinished runs still cost, by each run's own estimate or else by measured speed.
-
-    Args:
-        views: the sweep's runs.
-        speed: seconds per agent step by size, from `measured_speed`.
-    """
-    seconds, unknown = 0.0, set()
-    for view in views:
-        if view.state == "done":
-            continue
-        size = view.entry.model_size
-        if view.state == "running" and view.seconds_left is not None:
-            seconds += view.seconds_left
-        elif size in speed:
-            seconds += max(0, view.entry.agent_steps - view.updates) * speed[size]
-        else:
-            unknown.add(size)
-    return Cost(seconds, tuple(sorted(unknown)))
-
-
-def sweep_seconds_left(views: Sequence[RunView], speed: Mapping[int, float]) -> float | None:
-    """Wall-clock seconds until the sweep is done, with as many runs side by side as now; None where unknown."""
-    cost = remaining_cost(views, speed)
-    running = [view for view in views if view.state == "running"]
-    if cost.unknown_sizes or not running:
-        return None
-    longest = max((view.seconds_left or 0.0) for view in running)
-    return max(cost.seconds / len(running), longest)
+    return dataclasses.replace(PlanEntry.of(config), name=name)

@@ -10,12 +10,13 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from tdmpc2.errors import UserError
-from tdmpc2.sweeps.executors import Outcome, TrainFunction, attempt_run, log_file, train_run
+from tdmpc2.sweeps.executors import Outcome, TrainFunction, attempt_run, log_file, take_next, train_run
 from tdmpc2.sweeps.planning import PlannedRun
 from tdmpc2.training.runtime import StopRequest, available_cores
 
@@ -41,16 +42,43 @@ class RayExecutor:
         self._ray: Any = None
         self._attempt: Any = None
         self._has_gpus = False
+        self._backlog: deque[PlannedRun] = deque()
+        self._in_stages = False
+        self._stopped = False
 
     def check(self, runs: Sequence[PlannedRun]) -> list[str]:
         """See `Executor`: starts Ray or connects to it."""
         self._start()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
+        self._in_stages = any(run.needs for run in runs)
         return check_fit(runs, nodes)
 
     def submit(self, run: PlannedRun) -> None:
         """See `Executor`."""
+        self._backlog.append(run)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Hand runs on to Ray.
+
+        Ray starts runs in the order in which it got them. So where some wait for others, it only gets as many as there
+        is room for and one more, which lets a cluster that grows on demand see the demand.
+        """
+        while self._backlog and not (self._in_stages and self._is_overfull()):
+            self._hand_on(take_next(self._backlog))
+
+    def _is_overfull(self) -> bool:
+        """Whether a run is waiting in Ray."""
+        there = self._ray.cluster_resources()
+        runs = list(self._attempts.values())
+        cpus = sum(run.resources.cpus for run in runs)
+        gpus = sum(float(run.resources.gpus) for run in runs) if self._has_gpus else 0.0
+        memory = sum(run.resources.memory_gb or 0.0 for run in runs) * 2**30
+        room = there.get("CPU", 0.0), there.get("GPU", 0.0), there.get("memory", 0.0)
+        return any(used > most for used, most in zip((cpus, gpus, memory), room, strict=True))
+
+    def _hand_on(self, run: PlannedRun) -> None:
         wanted = run.resources
         options: dict[str, Any] = {
             "name": run.name,
@@ -64,6 +92,12 @@ class RayExecutor:
 
     def wait(self, timeout: float) -> list[Outcome]:
         """See `Executor`."""
+        if self._stopped:
+            unbegun = [Outcome(run.name, "stopped", "stopped before it began") for run in self._backlog]
+            self._backlog.clear()
+            if unbegun:
+                return unbegun
+        self._feed()
         if not self._attempts:
             return []
         pending = list(self._attempts)
@@ -73,6 +107,7 @@ class RayExecutor:
 
     def stop(self) -> None:
         """See `Executor`: Ray drops what waits and interrupts what runs, which there becomes a request."""
+        self._stopped = True
         for attempt in self._attempts:
             self._ray.cancel(attempt, force=False)
 
@@ -85,6 +120,7 @@ class RayExecutor:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
         self._attempts.clear()
+        self._backlog.clear()
 
     def _outcome(self, attempt: Any) -> Outcome:
         run = self._attempts.pop(attempt)

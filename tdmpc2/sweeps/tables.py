@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -12,14 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tdmpc2.sweeps.progress import (
-    UNFINISHED,
-    RunState,
-    RunView,
-    measured_speed,
-    remaining_cost,
-    sweep_seconds_left,
-)
+from tdmpc2.sweeps.cost import SpeedKey, measured_speed, remaining_cost, sweep_seconds_left
+from tdmpc2.sweeps.folder import Kind, PlanEntry
+from tdmpc2.sweeps.progress import UNFINISHED, RunState, RunView
 from tdmpc2.training.progress import format_duration
 
 STATE_NAMES: Mapping[RunState, str] = {
@@ -30,6 +25,7 @@ STATE_NAMES: Mapping[RunState, str] = {
     "failed": "failed",
     "done": "done",
 }
+STAGE_NAMES: Mapping[Kind, str] = {"online": "single-task", "offline": "multi-task", "finetune": "finetuning"}
 _COLORS: Mapping[RunState, str] = {"running": "cyan", "failed": "red", "done": "green"}
 _ORDER: tuple[RunState, ...] = ("done", "running", "failed", "killed", "interrupted", "waiting")
 MOST_ROWS = 60
@@ -46,47 +42,93 @@ def make_console() -> Console:
     return console
 
 
-def plan_table(views: Sequence[RunView], unavailable: Mapping[str, str]) -> RenderableType:
-    """The runs of a plan by task and size, with totals.
+def plan_table(views: Sequence[RunView], not_runnable: Mapping[str, str]) -> RenderableType:
+    """The runs of a plan by what they learn and size.
 
     Args:
         views: all planned runs.
-        unavailable: tasks that cannot be run, with the reason.
+        not_runnable: names of runs that cannot be run here, each with the reason.
     """
-    table = Table("task", "size", "runs", "agent steps", "env steps", "state", box=None, pad_edge=False)
+    table = Table("task", "size", "runs", "updates", "env steps", "state", box=None, pad_edge=False)
     for column in table.columns[1:5]:
         column.justify = "right"
-    groups: dict[tuple[str, int, int], list[RunView]] = {}
+    groups: dict[tuple[str, str, int, int], list[RunView]] = {}
     for view in views:
         entry = view.entry
-        groups.setdefault((entry.task, entry.model_size, entry.env_steps), []).append(view)
-    for (task, size, _), runs in groups.items():
+        groups.setdefault((entry.kind, entry.task, entry.model_size, entry.total_updates), []).append(view)
+    for (_, _, size, _), runs in groups.items():
         entry = runs[0].entry
-        state = f"not runnable: {unavailable[task]}" if task in unavailable else count_states(runs)
-        steps = (f"{entry.agent_steps:,}", f"{entry.env_steps:,}")
-        table.add_row(task, f"{size}M", str(len(runs)), *steps, state)
+        reason = not_runnable.get(entry.name)
+        state = count_states(runs) if reason is None else f"not runnable: {reason}"
+        env_steps = "" if entry.kind == "offline" else f"{entry.env_steps:,}"
+        table.add_row(_task_cell(entry), f"{size}M", str(len(runs)), f"{entry.total_updates:,}", env_steps, state)
+    return Group(table, Text(f"\n{len(views)} runs: {count_states(views)}"))
+
+
+def _task_cell(entry: PlanEntry) -> str:
+    """What a run learns, in a few words."""
+    names = entry.task.split(",")
+    tasks = ", ".join(names) if len(names) <= 3 else f"{len(names)} tasks"
+    return {"online": "", "offline": "multi-task: ", "finetune": "finetuning: "}[entry.kind] + tasks
+
+
+def cost_lines(views: Sequence[RunView], elsewhere: Mapping[SpeedKey, float]) -> list[str]:
+    """What the runs cost in steps and updates, and what is still to be spent, by stage and in all.
+
+    Args:
+        views: the runs.
+        elsewhere: speed measured in other sweeps, for what these runs do not tell themselves.
+    """
+    own = measured_speed(views)
+    speed = {**elsewhere, **own}
+    lines = []
+    for kind, name in STAGE_NAMES.items():
+        if stage := [view for view in views if view.entry.kind == kind]:
+            lines.append(f"{name}: {_cost_text(stage, speed)}")
+    if len(lines) != 1:
+        lines.append(f"in all: {_cost_text(views, speed)}")
+    needed = {(view.entry.model_size, view.entry.kind) for view in views}
+    measured = [
+        f"{1000 * speed[key]:.3g} ms {_at_sizes([key])}" + ("" if key in own else " (in another sweep)")
+        for key in _ordered(needed & speed.keys())
+    ]
+    if measured:
+        lines.append(f"measured per update, acting and evaluation included: {', '.join(measured)}")
+    return lines
+
+
+def _cost_text(views: Sequence[RunView], speed: Mapping[SpeedKey, float]) -> str:
     env_steps = sum(view.entry.env_steps for view in views)
-    agent_steps = sum(view.entry.agent_steps for view in views)
-    total = Text(
-        f"\n{len(views)} runs: {env_steps:,} environment steps, {agent_steps:,} agent steps with an update each"
-        f"; {count_states(views)}"
+    parts = [f"{len(views)} run{'s' if len(views) != 1 else ''}"] + (
+        [f"{env_steps:,} environment steps"] if env_steps else []
     )
-    return Group(table, total, Text(cost_line([view for view in views if view.entry.task not in unavailable])))
-
-
-def cost_line(views: Sequence[RunView]) -> str:
-    """What is still to be spent, from measured speed alone."""
-    speed = measured_speed(views)
+    parts.append(f"{sum(view.entry.total_updates for view in views):,} updates")
     cost = remaining_cost(views, speed)
-    parts = []
-    if cost.seconds > 0 or not cost.unknown_sizes:
-        hours = f"{cost.seconds / 3600:,.1f} hours" if cost.seconds >= 3600 else format_duration(cost.seconds)
-        parts.append(f"about {hours} of running to go, one run at a time")
-    if cost.unknown_sizes:
-        sizes = ", ".join(f"{size}M" for size in cost.unknown_sizes)
-        parts.append(f"hours of size {sizes}: unknown until a run of it has been measured")
-    measured = ", ".join(f"{1000 * speed[size]:.3g} ms at {size}M" for size in sorted(speed))
-    return "; ".join(parts) + (f" (measured per agent step: {measured})" if measured else "")
+    left = []
+    if cost.gpu_seconds > 0:
+        left.append(f"about {cost.gpu_seconds / 3600:,.1f} GPU-hours")
+    if cost.cpu_seconds > 0:
+        long = cost.cpu_seconds >= 3600
+        hours = f"{cost.cpu_seconds / 3600:,.1f} hours" if long else format_duration(cost.cpu_seconds)
+        left.append(f"about {hours} of running, one run at a time")
+    if cost.unknown:
+        hours = "GPU-hours" if all(view.entry.gpus > 0 for view in views) else "hours"
+        left.append(f"{hours} of {_at_sizes(cost.unknown)} unknown until a run of it has been measured")
+    return ", ".join(parts) + "; to go: " + ("; ".join(left) or "nothing")
+
+
+def _ordered(keys: Iterable[SpeedKey]) -> list[SpeedKey]:
+    """By stage, then size."""
+    stages = list(STAGE_NAMES)
+    return sorted(keys, key=lambda key: (stages.index(key[1]), key[0]))
+
+
+def _at_sizes(keys: Iterable[SpeedKey]) -> str:
+    """E.g. `single-task at 5M, multi-task at 1M, 5M`."""
+    sizes: dict[str, list[str]] = {}
+    for size, kind in _ordered(keys):
+        sizes.setdefault(STAGE_NAMES[kind], []).append(f"{size}M")
+    return ", ".join(f"{name} at {', '.join(listed)}" for name, listed in sizes.items())
 
 
 def count_states(views: Sequence[RunView]) -> str:
@@ -102,7 +144,7 @@ def status_table(views: Sequence[RunView], every_run: bool = False) -> Renderabl
         views: the runs.
         every_run: show each, however many they are.
     """
-    table = Table("run", "state", "progress", "env steps", "score", "time left", box=None, pad_edge=False)
+    table = Table("run", "state", "progress", "env steps, or updates", "score", "time left", box=None, pad_edge=False)
     for column in table.columns[3:]:
         column.justify = "right"
     shown = list(views)
@@ -114,13 +156,20 @@ def status_table(views: Sequence[RunView], every_run: bool = False) -> Renderabl
             view.entry.name,
             Text(state, style=_COLORS.get(view.state, "")),
             ProgressBar(total=1.0, completed=view.fraction, width=20),
-            f"{view.env_steps:,} / {view.entry.env_steps:,}",
+            _steps_done(view),
             "" if view.last_return is None else f"{view.last_return:.4g}",
             "" if view.seconds_left is None or view.state != "running" else format_duration(view.seconds_left),
         )
         if view.message and view.state not in ("done", "running"):
             table.add_row("", Text(view.message))
     return Group(table, Text("\n" + summary_line(views)))
+
+
+def _steps_done(view: RunView) -> str:
+    """Environment steps, or updates of a run that makes none."""
+    if view.entry.kind == "offline":
+        return f"{view.updates:,} / {view.entry.total_updates:,} updates"
+    return f"{view.env_steps:,} / {view.entry.env_steps:,}"
 
 
 def summary_line(views: Sequence[RunView]) -> str:
@@ -181,5 +230,7 @@ def _change_line(view: RunView) -> str:
     if view.state == "done" and view.last_return is not None:
         details = f"score {view.last_return:.4g}"
     if view.state == "running":
-        details = f"{view.entry.env_steps:,} environment steps"
+        entry = view.entry
+        offline = entry.kind == "offline"
+        details = f"{entry.total_updates:,} updates" if offline else f"{entry.env_steps:,} environment steps"
     return f"{view.entry.name}: {STATE_NAMES[view.state]}" + (f" ({details})" if details else "")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
+
+import numpy as np
 
 from tdmpc2.config import Config
 from tdmpc2.errors import UserError
+from tdmpc2.tasks import get_task
 from tdmpc2.training.folder import RunFolder, Status
 from tdmpc2.training.runtime import Stopped, StopRequest
 
@@ -18,6 +22,8 @@ class ScriptedTraining:
         self.script: dict[str, list[str]] = {}
         """Ends of a run's attempts by its name, in order; after them, and without any, it is done."""
         self.calls: list[str] = []
+        self.writes_replay = False
+        """Whether online runs that are done leave a replay buffer."""
 
     def __call__(self, config: Config, show_progress: bool, stop: StopRequest) -> None:
         self.calls.append(config.run_name)
@@ -27,7 +33,9 @@ class ScriptedTraining:
         folder.claim(config)
         try:
             if end == "done":
-                write_status(folder, config, "done", config.agent_steps)
+                if self.writes_replay and not config.offline:
+                    write_replay(folder.replay, config.tasks[0])
+                write_status(folder, config, "done", config.total_updates)
             elif end == "fail":
                 write_status(folder, config, "failed", 40, "no luck")
                 raise RuntimeError("no luck")
@@ -44,14 +52,16 @@ class ScriptedTraining:
 def write_status(
     folder: RunFolder, config: Config, state: str, steps: int, message: str = "", **changes: object
 ) -> None:
-    """The status of a run that has come to some agent step, an update and 0.5 seconds each."""
+    """The status of a run that has made some updates in 0.5 seconds each, online with an agent step."""
+    agent_steps = 0 if config.offline else steps
     values: dict[str, object] = {
         "state": state,
-        "agent_steps": steps,
+        "agent_steps": agent_steps,
         "total_agent_steps": config.agent_steps,
-        "env_steps": 2 * steps,
+        "env_steps": 2 * agent_steps,
         "total_env_steps": 2 * config.agent_steps,
         "updates": steps,
+        "total_updates": config.total_updates,
         "seconds": steps / 2,
         "seconds_left": None,
         "phase": "learning",
@@ -66,3 +76,22 @@ def write_status(
         "updated": time.time(),
     }
     folder.write_status(Status(**(values | changes)))  # type: ignore[arg-type]
+
+
+def write_replay(folder: Path, name: str) -> None:
+    """A replay store of one short episode."""
+    from tdmpc2.data.replay import Replay
+
+    task = get_task(name)
+    dims = task.obs_dim or 1
+    store = Replay.create(
+        folder, task=name, obs_shape=(dims,), obs_dtype="float32", action_dim=task.action_dim, capacity=100, slack=10
+    )
+    with store:
+        store.add(
+            np.zeros((6, dims), np.float32),
+            np.zeros((5, task.action_dim), np.float32),
+            np.zeros(5, np.float32),
+            np.zeros(5, bool),
+        )
+        store.flush()

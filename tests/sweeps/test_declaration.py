@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tdmpc2.errors import UserError
+from tdmpc2.sweeps.checks import unavailable_tasks, why_not_runnable
 from tdmpc2.sweeps.declaration import find_declaration, list_declarations, load_declaration
-from tdmpc2.sweeps.planning import plan_runs, unavailable_tasks
+from tdmpc2.sweeps.planning import plan_runs
+from tdmpc2.tasks import TASK_SETS
 
 Declare = Callable[..., Path]
 COMPLETE = "tasks: [walker-walk]\nsizes: [1]\nseeds: [1]\n"
@@ -115,11 +118,61 @@ def test_paper_single_task_is_104_tasks_by_3_seeds_with_each_domains_budget() ->
     assert (budgets["mw-reach"], budgets["myo-reach"]) == (2_000_000, 2_000_000)
 
 
-def test_quickstart_runs_everywhere_with_three_tasks_at_sizes_1_and_5() -> None:
+def kinds(name: str) -> Counter[tuple[str, int]]:
+    """How many runs of each kind and size a shipped declaration has."""
+    runs = plan_runs(load_declaration(shipped(name)))
+    return Counter((run.entry.kind, run.config.model_size) for run in runs)
+
+
+def test_quickstart_runs_everywhere_with_three_tasks_alone_and_together_at_sizes_1_and_5() -> None:
     runs = plan_runs(load_declaration(shipped("quickstart")))
-    assert len({run.config.task for run in runs}) >= 3
-    assert {run.config.model_size for run in runs} == {1, 5}
-    assert not unavailable_tasks(runs)
+    assert not why_not_runnable(runs, unavailable_tasks(runs))
+    assert kinds("quickstart") == {("online", 1): 3, ("online", 5): 1, ("offline", 1): 1, ("offline", 5): 1}
+    multitask = [run for run in runs if run.config.offline]
+    singles = {f"{task}-1M-seed1" for task in ("walker-stand", "cartpole-swingup", "pendulum-spin")}
+    assert all(set(run.needs) == singles for run in multitask)
+    assert all(run.config.num_samples == 64 and run.config.batch_size == 128 for run in multitask)
+
+
+def test_four_tasks_are_learned_together_from_the_data_of_each() -> None:
+    runs = plan_runs(load_declaration(shipped("four-tasks")))
+    *singles, together = runs
+    assert len(singles) == 4
+    assert set(together.needs) == {run.name for run in singles}
+    assert (together.config.total_updates, together.config.batch_size, together.config.threads) == (8_000, 256, 2)
+    assert {run.entry.env_steps for run in singles} == {16_000}
+
+
+PAPER_SIZES = (1, 5, 19, 48, 317)
+
+
+def test_paper_multitask_is_mt30_and_mt80_at_five_sizes_on_240_single_task_runs() -> None:
+    runs = plan_runs(load_declaration(shipped("paper-multitask")))
+    assert kinds("paper-multitask") == {("online", 5): 240} | {("offline", size): 2 for size in PAPER_SIZES}
+    needs = {run.config.task: len(run.needs) for run in runs if run.config.offline}
+    assert needs == {"mt30": 90, "mt80": 240}
+    assert {run.config.total_updates for run in runs if run.config.offline} == {10_000_000}
+    assert kinds("paper-multitask-released") == {("offline", size): 2 for size in PAPER_SIZES}
+
+
+def test_few_shot_holds_its_10_tasks_out_of_the_data_and_learns_them_both_ways() -> None:
+    runs = plan_runs(load_declaration(shipped("few-shot")))
+    assert kinds("few-shot") == {("online", 5): 210, ("online", 19): 30, ("offline", 19): 1, ("finetune", 19): 30}
+    (multitask,) = [run for run in runs if run.config.offline]
+    tuned = [run for run in runs if run.entry.kind == "finetune"]
+    held_out = {run.config.task for run in tuned}
+    assert held_out == {run.config.task for run in runs if run.entry.kind == "online" and run.config.model_size == 19}
+    assert set(multitask.config.tasks) == set(TASK_SETS["mt80"]) - held_out
+    assert {run.needs for run in tuned} == {(multitask.name,)}
+    assert {run.entry.env_steps for run in tuned} == {20_000}
+
+
+def test_paper_is_everything() -> None:
+    expected = Counter({("online", 5): 312, ("online", 19): 30, ("offline", 19): 1, ("finetune", 19): 30})
+    assert kinds("paper") == expected + Counter({("offline", size): 2 for size in PAPER_SIZES})
+    runs = plan_runs(load_declaration(shipped("paper")))
+    few_shot = plan_runs(load_declaration(shipped("few-shot")))
+    assert {r.config.task for r in runs if r.needs} == {r.config.task for r in few_shot if r.needs} | {"mt30", "mt80"}
 
 
 def test_every_shipped_declaration_is_valid() -> None:

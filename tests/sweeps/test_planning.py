@@ -8,8 +8,9 @@ from scripted_training import write_status
 
 from tdmpc2.envs import make
 from tdmpc2.errors import UserError
+from tdmpc2.sweeps.checks import changed_settings, check_settings, unavailable_tasks
 from tdmpc2.sweeps.declaration import load_declaration
-from tdmpc2.sweeps.planning import PlannedRun, changed_settings, check_settings, plan_runs, unavailable_tasks
+from tdmpc2.sweeps.planning import PlannedRun, plan_runs
 
 Declare = Callable[..., Path]
 

@@ -12,6 +12,7 @@ import pytest
 
 from tdmpc2.errors import UserError
 from tdmpc2.sweeps import ray_executor
+from tdmpc2.sweeps.datasets import PlannedDataset
 from tdmpc2.sweeps.declaration import load_declaration
 from tdmpc2.sweeps.execution import SweepExecution
 from tdmpc2.sweeps.executors import log_file
@@ -78,6 +79,53 @@ def test_ray_runs_side_by_side_resumes_a_killed_run_and_stops_on_request(
     assert outcomes[failing.name].message == "RuntimeError: no luck"
     assert "Traceback" in log_file(failing).read_text()
     assert outcomes[waiting.name].end == "stopped"
+
+
+def make_recording() -> Any:
+    """What the workers execute: a line with the run's name in a file."""
+
+    def train(config: Any, show_progress: bool, stop: Any) -> None:
+        with open("begun", "a") as file:
+            file.write(config.run_name + "\n")
+
+    return train
+
+
+STAGES = """
+tasks: [cup-catch, reacher-easy, walker-walk, hopper-hop]
+sizes: [1]
+seeds: [1]
+overrides: {steps: 100}
+datasets: {cup: {tasks: [cup-catch]}}
+multitask: [{data: cup, overrides: {label: multi, steps: 10}}]
+finetune: [{from: cup, tasks: [cup-spin]}]
+"""
+
+
+def test_ray_begins_a_run_when_its_needs_are_done_before_those_that_wait_for_room(
+    declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "available_cores", lambda: 1)
+    built: list[list[str]] = []
+    monkeypatch.setattr(PlannedDataset, "build", lambda dataset: built.append([store.run for store in dataset.stores]))
+    runs = plan_runs(load_declaration(declare(STAGES)))
+    executor = RayExecutor(train=make_recording())
+    execution = SweepExecution(SweepFolder("results", "pair"), runs, executor, StopRequest(), retries=0)
+    try:
+        executor.check(runs)
+        outcomes = execution.execute(lambda: None)
+    finally:
+        executor.close()
+    assert {outcome.end for outcome in outcomes.values()} == {"done"}
+    assert built == [["cup-catch-1M-seed1"]]
+    begun = Path("begun").read_text().split()
+    cup, multi, tuned = (
+        begun.index(f"cup-{name}-seed1") for name in ("catch-1M", "catch-1M-multi", "spin-1M-finetuned")
+    )
+    # Ray holds one run more than there is room for, so at most one goes between a run and what was waiting for it.
+    assert cup == 0
+    assert multi in (1, 2)
+    assert tuned - multi in (1, 2)
 
 
 def test_address_where_nothing_listens_is_refused_at_once() -> None:

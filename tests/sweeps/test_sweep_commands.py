@@ -52,6 +52,9 @@ def test_sweep_runs_to_the_end_and_leaves_its_plan_and_declaration(
             "seed": 1,
             "agent_steps": 100,
             "env_steps": 200,
+            "updates": 100,
+            "kind": "online",
+            "gpus": 0.0,
         }
         for name in (BALANCE, REACHER)
     ]
@@ -202,8 +205,8 @@ def test_plan_totals_runs_and_steps(declare: Declare, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     rows = [line.split() for line in text.splitlines()]
     assert ["reacher-easy", "5M", "2", "1,500", "3,000", "2", "waiting"] in rows
-    assert "8 runs: 24,000 environment steps, 12,000 agent steps" in text
-    assert "size 1M, 5M: unknown until a run of it has been measured" in text
+    assert "8 runs, 24,000 environment steps, 12,000 updates" in text
+    assert "hours of single-task at 1M, 5M unknown until a run of it has been measured" in text
 
 
 def test_run_that_somebody_else_is_on_is_refused(

@@ -9,15 +9,8 @@ from scripted_training import write_status
 from tdmpc2.config import Config
 from tdmpc2.errors import UserError
 from tdmpc2.sweeps.folder import PlanEntry, SweepFolder
-from tdmpc2.sweeps.progress import (
-    RunView,
-    measured_speed,
-    remaining_cost,
-    sweep_seconds_left,
-    view_run,
-    view_sweep,
-)
-from tdmpc2.sweeps.tables import cost_line, status_table, summary_line
+from tdmpc2.sweeps.progress import RunView, view_run, view_sweep
+from tdmpc2.sweeps.tables import status_table, summary_line
 from tdmpc2.training.folder import RunFolder
 
 ENTRY = PlanEntry("walker-walk-1M-seed1", "walker-walk", 1, 1, 100, 200)
@@ -79,7 +72,7 @@ def test_runs_of_an_older_plan_are_shown_as_not_in_the_plan(tmp_path: Path) -> N
     views = {seen.entry.name: seen for seen in view_sweep(folder)}
     assert views["walker-walk-1M-seed1"].planned
     assert not views["walker-walk-1M-seed2"].planned
-    assert views["walker-walk-1M-seed2"].entry == PlanEntry("walker-walk-1M-seed2", "walker-walk", 1, 2, 100, 200)
+    assert views["walker-walk-1M-seed2"].entry == PlanEntry("walker-walk-1M-seed2", "walker-walk", 1, 2, 100, 200, 100)
     assert not views["scratch"].planned
 
 
@@ -90,54 +83,6 @@ def test_damaged_plan_is_named(tmp_path: Path) -> None:
         folder.plan_file.write_text(text)
         with pytest.raises(UserError, match=r"plan\.json: damaged"):
             folder.read_plan()
-
-
-def test_speed_is_measured_by_size_over_updates() -> None:
-    views = [
-        view("a", "done", updates=100, agent_steps=100, seconds=50.0),
-        view("b", "interrupted", updates=300, agent_steps=900, seconds=350.0),  # its random steps took no time
-        view("c", "waiting", size=5),
-        view("d", "running", size=19, total=1_000, updates=0, agent_steps=900, seconds=9.0),
-    ]
-    assert measured_speed(views) == {1: (50 + 350) / (100 + 300)}
-
-
-def test_speed_of_a_run_under_way_is_its_own_estimate() -> None:
-    # 60 seconds have gone, most of them into its start; 80 updates are left and will take 8 seconds.
-    views = [view("a", "running", updates=20, agent_steps=20, seconds=60.0, seconds_left=8.0)]
-    assert measured_speed(views)[1] == pytest.approx(0.1)
-
-
-def test_cost_uses_own_estimates_then_speed_and_names_sizes_that_are_unknown() -> None:
-    views = [
-        view("a", "done", updates=100, seconds=50.0),
-        view("b", "running", updates=20, seconds_left=8.0),
-        view("c", "waiting"),
-        view("d", "interrupted", updates=60),
-        view("e", "waiting", size=5),
-    ]
-    cost = remaining_cost(views, {1: 0.5})
-    assert cost.seconds == 8 + 100 * 0.5 + 40 * 0.5
-    assert cost.unknown_sizes == (5,)
-
-
-def test_time_left_shares_the_work_among_the_running_but_is_no_less_than_the_longest() -> None:
-    views = [
-        view("a", "running", updates=1, seconds_left=10.0),
-        view("b", "running", updates=1, seconds_left=10.0),
-        view("c", "waiting"),
-    ]
-    assert sweep_seconds_left(views, {1: 0.5}) == (10 + 10 + 50) / 2
-    assert sweep_seconds_left([*views[:1], view("b", "running", updates=1, seconds_left=90.0)], {}) == 90
-    assert sweep_seconds_left(views, {}) is None
-    assert sweep_seconds_left([view("c", "waiting")], {1: 0.5}) is None
-
-
-def test_cost_is_unknown_until_measured() -> None:
-    assert "size 1M: unknown until" in cost_line([view("a", "waiting")])
-    measured = cost_line([view("a", "done", updates=100, seconds=7200.0), view("b", "waiting")])
-    assert "about 2.0 hours" in measured
-    assert "unknown" not in measured
 
 
 def printed(views: list[RunView], every_run: bool = False) -> str:
@@ -162,6 +107,27 @@ def test_status_table_shows_progress_in_environment_steps_and_reasons() -> None:
     assert "RuntimeError: [no] luck" in text
     assert "killed; will resume (not in the plan)" in rows["c-run"]
     assert "1 running, 1 failed, 1 killed; will resume" in text
+
+
+OFFLINE = PlanEntry("pair-1M-seed1", "walker-walk,cup-spin", 1, 1, 0, 0, 200, "offline")
+
+
+def test_run_on_a_data_set_has_come_as_far_as_its_updates(tmp_path: Path) -> None:
+    assert RunView(OFFLINE, "running", updates=50).fraction == 0.25
+    assert RunView(ENTRY, "running", agent_steps=60, updates=20).fraction == 0.4  # 60% of its steps, 20% of its updates
+    assert RunView(OFFLINE, "waiting").fraction == 0
+    (row,) = [line for line in printed([RunView(OFFLINE, "running", updates=50)]).splitlines() if "pair" in line]
+    assert "50 / 200 updates" in row
+
+
+def test_run_on_a_data_set_that_is_not_in_the_plan_is_shown_by_its_own_settings(tmp_path: Path) -> None:
+    settings = Config(task="walker-walk,cup-spin", data="pair", steps=200, results_dir=str(tmp_path), exp_name="s")
+    run = RunFolder.of(settings)
+    run.claim(settings)
+    run.release()
+    write_status(run, settings, "interrupted", 50)
+    (seen,) = view_sweep(SweepFolder(tmp_path, "s"))
+    assert (seen.entry.kind, seen.entry.total_updates, seen.fraction) == ("offline", 200, 0.25)
 
 
 def test_large_sweep_is_counted_but_for_what_needs_attention() -> None:
