@@ -26,6 +26,7 @@ from agent_speed import SHAPES, measure_agent, measure_start, shape_of
 from baseline import Baseline
 from evaluation_speed import measure_evaluation
 from measurements import Measurement, measure, measure_in_turns, product_rate, ratio, summarise
+from offline_speed import measure_multitask_evaluation, measure_offline
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +43,7 @@ TASK = "walker-walk"
 ENVIRONMENTS = ("cartpole-swingup", "walker-walk", "cheetah-run", "humanoid-run", "dog-run")
 REPLAY_ROWS = 1_000_000
 BATCH, HORIZON = 256, 3
-PARTS = ("agent", "online", "start", "evaluation", "environments", "replay")
+PARTS = ("agent", "online", "offline", "start", "evaluation", "environments", "replay")
 """What can be measured apart."""
 
 
@@ -207,6 +208,8 @@ def main() -> None:
                     results += measure_agent(size, shape, device, options.seconds, threads, settings)
             if "online" in options.only:
                 results += measure_end_to_end(size, threads, options.seconds, str(device), settings)
+            if "offline" in options.only:
+                results += measure_offline(size, options.seconds, threads, device, settings)
     prepare_process(1)
     if "start" in options.only:
         console.print("measuring starts ...")
@@ -214,7 +217,9 @@ def main() -> None:
             results += measure_start(size, device, 1, execution.compile)
     if "evaluation" in options.only:
         console.print("measuring evaluation ...")
-        results += measure_evaluation(options.seconds, 1, options.sizes[0], device=str(device), settings=settings)
+        size = options.sizes[0]
+        results += measure_evaluation(options.seconds, 1, size, device=str(device), settings=settings)
+        results += measure_multitask_evaluation(options.seconds, 1, size, str(device), settings)
     if "environments" in options.only:
         console.print("measuring environments ...")
         results += measure_environments(options.seconds)
