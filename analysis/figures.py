@@ -5,6 +5,7 @@ All functions return a matplotlib Figure made without pyplot, so nothing global 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,13 @@ import pandas as pd
 
 from analysis import style
 from analysis.layout import add_legend, legend_height, panel_grid
-from analysis.results import registry_table
+from analysis.results import SERIES, registry_table
 from analysis.scores import (
     MIN_SEEDS_FOR_INTERVAL,
     PUBLISHED,
-    SERIES,
     curves,
     groups,
+    online,
     percentiles,
     primary,
     published_algorithms,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STEPS_LABEL = "Environment steps"
+AXIS_LABELS = {"env_steps": "Environment steps", "updates": "Updates"}
 METRIC_LABELS = {"return": "Return", "success": "Success rate"}
 SCORE_LABEL = "Normalised score (return / 10, success \N{MULTIPLICATION SIGN} 100)"
 FREE_SCALE_PANELS = 12
@@ -41,8 +42,8 @@ FREE_SCALE_PANELS = 12
 MAX_RUN_LINES = 12
 """Up to so many runs, `training_losses` draws each as a line."""
 
-_GREY = "#777777"
-_Styles = Mapping[tuple[str, str, Any], style.SeriesStyle]
+GREY = "#777777"
+Styles = Mapping[style.SeriesKey, style.SeriesStyle]
 
 
 def learning_curves(
@@ -55,7 +56,7 @@ def learning_curves(
     Dashed: published curves (mean over seeds), over the steps of the runs only.
 
     Args:
-        table: tidy table of evaluations.
+        table: tidy table of evaluations; agents that learned from data alone are left to `multitask_figures`.
         reference: tidy table of published curves.
         tasks: tasks to draw a panel for, also where there is no evaluation; default: those of the table.
 
@@ -64,18 +65,18 @@ def learning_curves(
     """
     from matplotlib.figure import Figure
 
-    table = primary(table)
+    table = online(primary(table))
     names = task_order(table["task"] if tasks is None else tasks)
     means = curves(table)
     published = curves(primary(reference[reference["task"].isin(names)])) if reference is not None else means.iloc[:0]
-    styles = style.series_styles([*_series(means), *_series(published)])
+    styles = style.series_styles([*series_of(means), *series_of(published)])
     free = len(names) <= FREE_SCALE_PANELS
-    legend = _curve_legend(styles, means, any(TASKS[name].random_return is not None for name in names))
+    legend = [*series_entries(styles), *spread_entries(means), *random_entry(names)]
 
     with style.applied():
         figure = Figure()
         suites = {name: TASKS[name].domain for name in names}
-        for name, panel in panel_grid(figure, suites, legend, STEPS_LABEL, shared_y=not free).items():
+        for name, panel in panel_grid(figure, suites, legend, AXIS_LABELS["env_steps"], shared_y=not free).items():
             if panel.first:
                 panel.axes.set_ylabel(METRIC_LABELS[TASKS[name].metric], fontsize=panel.font)
             own, theirs = means[means["task"] == name], published[published["task"] == name]
@@ -83,7 +84,8 @@ def learning_curves(
     return figure
 
 
-def _series(table: pd.DataFrame) -> list[tuple[str, str, Any]]:
+def series_of(table: pd.DataFrame) -> list[style.SeriesKey]:
+    """The distinct series of a table."""
     return list(table[SERIES].drop_duplicates().itertuples(index=False, name=None))
 
 
@@ -93,22 +95,53 @@ def _draw_task(
     seeds: pd.DataFrame,
     means: pd.DataFrame,
     published: pd.DataFrame,
-    styles: _Styles,
+    styles: Styles,
     free: bool,
 ) -> None:
     """One panel: random policy, seeds, means and bands, published curves, limits and ticks."""
-    highest = task.random_return or 0.0
+    highest = draw_random(axes, task)
+    highest = max(highest, draw_curves(axes, seeds, means, styles, "env_steps", marks=free))
+    last_step = float(means["env_steps"].max()) if len(means) else None
+    for key, curve in groups(published):
+        steps, values = curve["env_steps"].to_numpy(float), curve["mean"].to_numpy(float)
+        axes.plot(steps, values, "--", color=styles[key].colour, linewidth=0.8, dashes=(3, 1.5), zorder=2.5)
+        end = last_step or 0.0
+        highest = max(highest, float(np.interp(end, steps, values)), *values[steps <= end])
+    set_limits(axes, task, last_step, highest, free)
+
+
+def draw_random(axes: Axes, task: Task) -> float:
+    """Dotted: the return of a random policy, where it is known; returns how high that is."""
     if task.random_return is not None:
-        axes.axhline(task.random_return, color=_GREY, linestyle=":", linewidth=0.9, zorder=1)
+        axes.axhline(task.random_return, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+    return task.random_return or 0.0
+
+
+def draw_curves(axes: Axes, seeds: pd.DataFrame, means: pd.DataFrame, styles: Styles, axis: str, marks: bool) -> float:
+    """The curves of one task: mean, single seeds where there are several, and the band of an interval or range.
+
+    Args:
+        axes: where to draw.
+        seeds: the task's rows of a tidy table.
+        means: the task's rows of what `scores.curves` returns.
+        styles: how each series is drawn.
+        axis: the column on the x-axis, env_steps or updates.
+        marks: whether to mark the points, if there are few.
+
+    Returns:
+        The highest value drawn, 0 without any.
+    """
+    highest = 0.0
     per_series = dict(groups(seeds))
-    marked = free and means["env_steps"].nunique() <= 15
+    marked = marks and means[axis].nunique() <= 15
     for key, mean in groups(means):
         look = styles[key]
-        steps = mean["env_steps"].to_numpy()
-        per_seed = [seed.sort_values("env_steps") for _, seed in groups(per_series[key], ["seed"])]
+        steps = mean[axis].to_numpy(float)
+        per_seed = [seed.sort_values(axis) for _, seed in groups(per_series[key], ["seed"])]
         if len(per_seed) > 1:
             for seed in per_seed:
-                axes.plot(seed["env_steps"], seed["value"], color=look.colour, linewidth=0.5, alpha=0.55, zorder=2)
+                x = seed[axis].to_numpy(float)
+                axes.plot(x, seed["value"], color=look.colour, linewidth=0.5, alpha=0.55, zorder=2)
             enough = mean["seeds"] >= MIN_SEEDS_FOR_INTERVAL
             low, high = mean["low"].where(enough, mean["min"]), mean["high"].where(enough, mean["max"])
             several = mean["seeds"] > 1
@@ -117,15 +150,21 @@ def _draw_task(
         marker = look.marker if marked or len(steps) == 1 else ""
         axes.plot(steps, mean["mean"], look.line, color=look.colour, marker=marker, markersize=2.5, zorder=3)
         highest = max(highest, float(mean["max"].max()))
+    return highest
 
-    last_step = float(means["env_steps"].max()) if len(means) else 0.0
-    for key, curve in groups(published):
-        steps, values = curve["env_steps"].to_numpy(), curve["mean"].to_numpy()
-        axes.plot(steps, values, "--", color=styles[key].colour, linewidth=0.8, dashes=(3, 1.5), zorder=2.5)
-        highest = max(highest, float(np.interp(last_step, steps, values)), *values[steps <= last_step])
 
-    axes.set_xlim(0, last_step * 1.04 if last_step > 0 else 1)
-    if last_step > 0:
+def set_limits(axes: Axes, task: Task, last_step: float | None, highest: float, free: bool) -> None:
+    """Limits and ticks of a panel; without an evaluation it says so.
+
+    Args:
+        axes: the panel.
+        task: whose metric is on the y-axis.
+        last_step: where the curves end; None without any.
+        highest: the highest value drawn.
+        free: whether the y-axis may end below the metric's largest value.
+    """
+    axes.set_xlim(0, last_step * 1.04 if last_step else 1)
+    if last_step:
         style.step_ticks(axes.xaxis, count=4 if free else 3)
     else:
         axes.set_xticks([0])
@@ -133,32 +172,46 @@ def _draw_task(
     if task.metric == "return" and free and highest > 0:
         top = min(top, highest * 1.06)
     axes.set_ylim(0, top * 1.04)
-    if means.empty:
-        axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    if last_step is None:
+        axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-def _curve_legend(styles: _Styles, means: pd.DataFrame, random: bool) -> list[Artist]:
-    """What the lines of learning curves mean."""
+def series_entries(styles: Styles) -> list[Artist]:
+    """Legend entries of lines, ours by size, then the published ones."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=styles[key].colour, linestyle=styles[key].line, label=styles[key].label)
+        for key in legend_order(styles)
+    ]
+
+
+def spread_entries(means: pd.DataFrame) -> list[Artist]:
+    """Legend entries of single seeds and of the band, where there are several seeds."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries: list[Artist] = [
-        Line2D([], [], color=styles[key].colour, linestyle=styles[key].line, label=styles[key].label)
-        for key in _legend_order(styles)
-    ]
     most = means["seeds"].max() if len(means) else 0
-    if most > 1:
-        entries.append(Line2D([], [], color=_GREY, linewidth=0.5, label="single seeds"))
-        what = "95% interval" if most >= MIN_SEEDS_FOR_INTERVAL else "range of 2 seeds"
-        entries.append(Patch(color=_GREY, alpha=0.25, linewidth=0, label=what))
-    if random:
-        entries.append(Line2D([], [], color=_GREY, linestyle=":", linewidth=0.9, label="random policy"))
-    return entries
+    if most <= 1:
+        return []
+    what = "95% interval" if most >= MIN_SEEDS_FOR_INTERVAL else "range of 2 seeds"
+    return [
+        Line2D([], [], color=GREY, linewidth=0.5, label="single seeds"),
+        Patch(color=GREY, alpha=0.25, linewidth=0, label=what),
+    ]
 
 
-def _legend_order(styles: _Styles) -> list[tuple[str, str, Any]]:
+def random_entry(tasks: Sequence[str]) -> list[Artist]:
+    """Legend entry of the random policy's line, where it is known for one of the tasks."""
+    from matplotlib.lines import Line2D
+
+    known = any(TASKS[name].random_return is not None for name in tasks)
+    return [Line2D([], [], color=GREY, linestyle=":", linewidth=0.9, label="random policy")] if known else []
+
+
+def legend_order(styles: Styles) -> list[style.SeriesKey]:
     """Ours by size, then the published ones."""
-    return sorted(styles, key=lambda key: (key[1] == "published", key[0], key[2] or 0, key[1]))
+    return sorted(styles, key=lambda key: (key[1] == "published", key[0], key[2] or 0, key[1], key[3]))
 
 
 def final_scores(final: pd.DataFrame, last: pd.DataFrame) -> Figure:
@@ -178,10 +231,10 @@ def final_scores(final: pd.DataFrame, last: pd.DataFrame) -> Figure:
 
     tasks = task_order(final["task"])
     published = published_algorithms(final)
-    styles = style.series_styles([*_series(final), *[(name, "published", None) for name in published]])
+    styles = style.series_styles([*series_of(final), *[(name, "published", None, "") for name in published]])
     blocks = np.array_split(np.array(tasks, dtype=object), max(1, math.ceil(len(tasks) / 40)))
     font = {1: 7.0, 2: 6.0}.get(len(blocks), 5.0)
-    row = 0.1 + 0.085 * len(_series(final))
+    row = 0.1 + 0.085 * len(series_of(final))
     entries = _score_legend(styles, early=not last["counted"].all())
 
     total, bottom = style.PAGE_WIDTH, 0.36
@@ -206,37 +259,38 @@ def final_scores(final: pd.DataFrame, last: pd.DataFrame) -> Figure:
     return figure
 
 
-def _score_legend(styles: _Styles, early: bool) -> list[Artist]:
+def _score_legend(styles: Styles, early: bool) -> list[Artist]:
     """What the marks of final scores mean."""
     from matplotlib.lines import Line2D
 
     entries: list[Artist] = []
-    for key in _legend_order(styles):
+    for key in legend_order(styles):
         look = styles[key]
         if key[1] == "published":
-            entries.append(_hollow(look.marker, look.colour, 3.5, look.label))
+            entries.append(hollow_mark(look.marker, look.colour, 3.5, look.label))
         else:
             mark: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 0.9}
             entries.append(Line2D([], [], label=look.label, **mark))
     if early:
-        entries.append(_hollow("o", _GREY, 2.2, "seed that ended early"))
-    entries.append(Line2D([], [], color=_GREY, marker="|", linestyle="", markersize=6, label="random policy"))
+        entries.append(hollow_mark("o", GREY, 2.2, "seed that ended early"))
+    entries.append(Line2D([], [], color=GREY, marker="|", linestyle="", markersize=6, label="random policy"))
     return entries
 
 
-def _hollow(marker: str, colour: str, size: float, label: str) -> Artist:
+def hollow_mark(marker: str, colour: str, size: float, label: str) -> Artist:
+    """Legend entry of a hollow mark."""
     from matplotlib.lines import Line2D
 
     edges: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": size}
     return Line2D([], [], linestyle="", marker=marker, label=label, **edges)
 
 
-def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.DataFrame, styles: _Styles) -> None:
+def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.DataFrame, styles: Styles) -> None:
     """The rows of one block of tasks: position i on the y-axis is block[i]."""
     position = {task: float(i) for i, task in enumerate(block)}
     scale = registry_table()["score_scale"]
     final, last = final[final["task"].isin(block)], last[last["task"].isin(block)]
-    ours = [key for key in _legend_order(styles) if key[1] != "published"]
+    ours = [key for key in legend_order(styles) if key[1] != "published"]
     offsets = dict(zip(ours, np.linspace(-0.28, 0.28, len(ours)) if len(ours) > 1 else [0.0], strict=True))
     for i in range(0, len(block), 2):
         axes.axhspan(i - 0.5, i + 0.5, color="#F6F6F6", zorder=0, linewidth=0)
@@ -245,67 +299,71 @@ def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.Dat
         for counted, face in ((True, colour), (False, "none")):
             shown = seeds[seeds["counted"] == counted]
             y = shown["task"].map(position) + offsets[key]
-            _marks(axes, shown["score"], y, marker="o", size=4, face=face, edge=colour, layer=3)
+            draw_marks(axes, shown["score"], y, marker="o", size=4, face=face, edge=colour, layer=3)
     for key, rows in groups(final):
         look = styles[key]
         y, factor = rows["task"].map(position) + offsets[key], rows["task"].map(scale)
         axes.hlines(y, rows["min"] * factor, rows["max"] * factor, color=look.colour, linewidth=0.9, zorder=2)
-        _marks(axes, rows["score"], y, marker=look.marker, size=16, face=look.colour, edge="white", layer=4)
+        draw_marks(axes, rows["score"], y, marker=look.marker, size=16, face=look.colour, edge="white", layer=4)
 
     per_task = final.drop_duplicates("task")
     y, factor = per_task["task"].map(position), per_task["task"].map(scale)
-    axes.scatter(per_task["random_return"] * factor, y, s=26, marker="|", color=_GREY, zorder=1.5, linewidths=1)
+    axes.scatter(per_task["random_return"] * factor, y, s=26, marker="|", color=GREY, zorder=1.5, linewidths=1)
     for key in styles.keys() - set(ours):
         # the step, and so the published value, may differ from model to model: the furthest step's is drawn
         furthest = final.sort_values("env_steps", na_position="first").drop_duplicates("task", keep="last")
         y, factor = furthest["task"].map(position), furthest["task"].map(scale)
         values, look = furthest[f"{PUBLISHED}{key[0]}"] * factor, styles[key]
-        _marks(axes, values, y, marker=look.marker, size=13, face="none", edge=look.colour, layer=3.5)
+        draw_marks(axes, values, y, marker=look.marker, size=13, face="none", edge=look.colour, layer=3.5)
 
 
-def _marks(
+def draw_marks(
     axes: Axes, x: pd.Series, y: pd.Series, *, marker: str, size: float, face: str, edge: str, layer: float
 ) -> None:
+    """Marks that may stand on the axes' edge."""
     axes.scatter(
         x, y, s=size, marker=marker, facecolors=face, edgecolors=edge, linewidths=0.5, zorder=layer, clip_on=False
     )
 
 
-def training_losses(training: pd.DataFrame) -> Figure:
-    """Losses and other training metrics over environment steps, one panel a metric.
+def training_losses(training: pd.DataFrame, axis: str = "env_steps") -> Figure:
+    """Losses and other training metrics over environment steps or updates, one panel a metric.
 
     Up to 12 runs are a line each; of more runs, each series shows the median and the range from the 10th to the 90th
     percentile.
 
     Args:
         training: as `results.load_training` returns it; every column that describes no run is a metric.
+        axis: the column on the x-axis, env_steps or updates.
 
     Returns:
         A figure with a panel for each metric that has a value.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import NullFormatter
 
-    described = {"run", "task", "seed", "env_steps", *SERIES}
+    described = {"run", "seed", "env_steps", "updates", *SERIES}
     metrics = [str(c) for c in training if c not in described and training[c].notna().any()]
-    styles = style.series_styles(_series(training))
-    legend = [Line2D([], [], color=styles[key].colour, label=styles[key].label) for key in _legend_order(styles)]
+    styles = style.series_styles(series_of(training))
     lines = training["run"].nunique() <= MAX_RUN_LINES
+    if len({key[1] for key in styles}) == 1:  # colours tell the series apart, and solid lines are read more easily
+        styles = {key: dataclasses.replace(look, line="-") for key, look in styles.items()}
     with style.applied():
         figure = Figure()
-        panels = panel_grid(figure, dict.fromkeys(metrics, ""), legend, STEPS_LABEL, shared_y=False)
+        names = dict.fromkeys(metrics, "")
+        panels = panel_grid(figure, names, series_entries(styles), AXIS_LABELS[axis], shared_y=False)
         for metric, panel in panels.items():
             axes = panel.axes
             known = training[training[metric].notna()]
             if lines:
                 for key, run in groups(known, [*SERIES, "run"]):
-                    axes.plot(run["env_steps"], run[metric], color=styles[key[:3]].colour, linewidth=0.8, alpha=0.9)
+                    look = styles[key[:-1]]
+                    axes.plot(run[axis], run[metric], look.line, color=look.colour, linewidth=0.8, alpha=0.9)
             else:
-                for key, part in groups(percentiles(known, metric)):
-                    colour = styles[key].colour
-                    axes.fill_between(part["env_steps"], part["p10"], part["p90"], color=colour, alpha=0.2, linewidth=0)
-                    axes.plot(part["env_steps"], part["p50"], color=colour)
+                for key, part in groups(percentiles(known, metric, axis)):
+                    look = styles[key]
+                    axes.fill_between(part[axis], part["p10"], part["p90"], color=look.colour, alpha=0.2, linewidth=0)
+                    axes.plot(part[axis], part["p50"], look.line, color=look.colour)
             lowest, highest = axes.dataLim.intervaly
             if lowest > 0 and highest > 30 * lowest:
                 axes.set_yscale("log")

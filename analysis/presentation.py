@@ -11,11 +11,13 @@ import pandas as pd
 
 from analysis.figures import MAX_RUN_LINES
 from analysis.reference import Reference
-from analysis.results import STATES, SweepResults
+from analysis.results import SERIES, SweepResults, is_offline
+from analysis.runs import STATES
 from analysis.scores import (
     MIN_SEEDS_FOR_INTERVAL,
     PUBLISHED,
-    SERIES,
+    offline,
+    online,
     overall_scores,
     planned_scores,
     published_algorithms,
@@ -54,15 +56,27 @@ def _distinct(values: pd.Series) -> str:
 
 
 def summary(sweep: SweepResults, final: pd.DataFrame) -> str:
-    """One paragraph: what was run, what came of it, what is missing."""
-    runs = sweep.runs
-    sentences = [f"{counted(len(runs), 'run')}: {states(runs)}."]
+    """One paragraph: what was run, what came of the runs that act, what is missing.
+
+    Agents that learned from data alone are counted; what came of them, `multitask_presentation` tells.
+    """
+    learned_offline = len(offline(sweep.runs))
+    sentences = [f"{counted(len(sweep.runs), 'run')}: {states(sweep.runs)}."]
+    runs, final = online(sweep.runs), online(final)
+    if learned_offline:
+        verbs = (
+            "learns from a data set alone, and has" if learned_offline == 1 else "learn from a data set alone, and have"
+        )
+        sentences.append(f"{learned_offline} of them {verbs} a part of this page below.")
+        if runs.empty:
+            return " ".join(sentences)
     tasks = final["task"].nunique()
     sizes = ", ".join(f"{size}M" for size in sorted(final["size"].dropna().unique()))
     seeds = planned_scores(runs).groupby(["task", *SERIES], dropna=False)["seed"].nunique()
     if len(seeds):
         span = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-        covers = "It covers" if len(runs) == 1 else "They cover"
+        one, several = ("The other covers", "The others cover") if learned_offline else ("It covers", "They cover")
+        covers = one if len(runs) == 1 else several
         noun = "seed" if seeds.max() == 1 else "seeds"
         sentences.append(f"{covers} {counted(tasks, 'task')}, model size {sizes} and {span} {noun} for each.")
     scored = final[final["score"].notna()]
@@ -92,12 +106,12 @@ def _between_series(scored: pd.DataFrame, series: int) -> str:
     if not common:
         return "No task has been evaluated with all models at the same step, so they are not compared here."
     shared = overall_scores(scored[scored["task"].isin(common)])
-    means = [f"{score:.1f} with {name}" for score, name in zip(shared["score"], _names(shared), strict=True)]
+    means = [f"{score:.1f} with {name}" for score, name in zip(shared["score"], series_names(shared), strict=True)]
     over = "Over all tasks" if len(common) == scored["task"].nunique() else f"Over the {counted(len(common), 'task')}"
     if len(common) == 1:
         over = f"On {common[0]}"
     return (
-        f"{over}, evaluated with all models at the same step, the mean normalised score (0 to 100) is {_listed(means)}."
+        f"{over}, evaluated with all models at the same step, the mean normalised score (0 to 100) is {listed(means)}."
     )
 
 
@@ -202,13 +216,14 @@ def _first_published_step(reference: Reference, tasks: pd.Series) -> int:
     return int(later.min()) if len(later) else 0
 
 
-def training_caption(training: pd.DataFrame) -> str:
-    """What the lines of the training figure are."""
+def training_caption(training: pd.DataFrame, axis: str = "env_steps") -> str:
+    """What the lines of a training figure are; `axis` is env_steps or updates."""
     runs = training["run"].nunique()
+    over = {"env_steps": "environment steps", "updates": "updates"}[axis]
     if runs <= MAX_RUN_LINES:
-        return f"{counted(runs, 'run')}, a line each, over environment steps; losses start when learning does."
+        return f"{counted(runs, 'run')}, a line each, over {over}; losses start when learning does."
     return (
-        f"{counted(runs, 'run')} over environment steps. Line: median over runs; shading: 10th to 90th percentile; "
+        f"{counted(runs, 'run')} over {over}. Line: median over runs; shading: 10th to 90th percentile; "
         "losses start when learning does."
     )
 
@@ -234,18 +249,18 @@ def score_table(final: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame(
         {
             "task": final["task"],
-            "model": _names(final),
+            "model": series_names(final),
             "metric": final["metric"].map({"return": "return", "success": "success rate"}),
             "seeds": [f"{n} of {m}" for n, m in zip(final["seeds"], final["seeds_planned"], strict=True)],
             "environment steps": [MISSING if pd.isna(steps) else f"{steps:,}" for steps in final["env_steps"]],
-            "mean": _rounded(final["mean"], digits),
-            "std": _rounded(final["std"], digits),
-            "min to max": _ranges(final["min"], final["max"], digits, final["seeds"] > 1),
-            "95% interval": _ranges(final["low"], final["high"], digits, final["low"].notna()),
-            "random policy": _rounded(final["random_return"], digits),
+            "mean": rounded(final["mean"], digits),
+            "std": rounded(final["std"], digits),
+            "min to max": ranges(final["min"], final["max"], digits, final["seeds"] > 1),
+            "95% interval": ranges(final["low"], final["high"], digits, final["low"].notna()),
+            "random policy": rounded(final["random_return"], digits),
         }
     )
-    shown["normalised score"] = _rounded(final["score"], np.full(len(final), 1))
+    shown["normalised score"] = rounded(final["score"], np.full(len(final), 1))
     shown["notes"] = final["note"]
     optional = ["std", "min to max", "95% interval", "random policy", "notes"]
     return shown.drop(columns=[column for column in optional if shown[column].isin(["", MISSING]).all()])
@@ -258,7 +273,7 @@ def published_table(final: pd.DataFrame) -> pd.DataFrame:
     shown = score_table(final)[columns].rename(columns={"mean": "here"})
     for algorithm in published_algorithms(final):
         label = series_name(algorithm, "published", None)
-        shown[label] = _rounded(final[f"{PUBLISHED}{algorithm}"], digits)
+        shown[label] = rounded(final[f"{PUBLISHED}{algorithm}"], digits)
     if "reference_note" in final and final["reference_note"].fillna("").any():
         shown["notes"] = final["reference_note"].fillna("")
     return shown
@@ -269,9 +284,9 @@ def overall_table(final: pd.DataFrame) -> pd.DataFrame:
     rows = overall_scores(final)
     return pd.DataFrame(
         {
-            "model": _names(rows),
+            "model": series_names(rows),
             "tasks with a score": [f"{n} of {m}" for n, m in zip(rows["tasks"], rows["tasks_planned"], strict=True)],
-            "mean normalised score": _rounded(rows["score"], np.full(len(rows), 1)),
+            "mean normalised score": rounded(rows["score"], np.full(len(rows), 1)),
         }
     )
 
@@ -281,25 +296,34 @@ def runs_table(runs: pd.DataFrame) -> pd.DataFrame:
     order = {state: position for position, state in enumerate(["failed", "unknown", "interrupted", "not started"])}
     rank = runs["state"].map(order).fillna(len(order)) + (runs["reason"] == "")
     runs = runs.assign(rank=rank).sort_values("rank", kind="stable")
-    return pd.DataFrame(
+    shown = pd.DataFrame(
         {
             "run": runs["run"],
             "state": runs["state"],
             "progress": [MISSING if pd.isna(p) else f"{p:.0%}" for p in runs["progress"]],
-            "environment steps": [
-                f"{steps:,}" + ("" if pd.isna(total) else f" of {int(total):,}")
-                for steps, total in zip(runs["env_steps"], runs["total_env_steps"], strict=True)
-            ],
+            "environment steps": _progress(runs, "env_steps").mask(is_offline(runs), MISSING),
+            "updates": _progress(runs, "updates").where(is_offline(runs), MISSING),
             "evaluations": runs["evaluations"].astype(str),
             "time": [MISSING if pd.isna(s) else _duration(s) for s in runs["seconds"]],
             "remarks": runs["reason"],
         }
     )
+    unused = [c for c in ("environment steps", "updates") if shown[c].eq(MISSING).all() and len(shown)]
+    return shown.drop(columns=unused)
+
+
+def _progress(runs: pd.DataFrame, axis: str) -> pd.Series:
+    """How far runs are on an axis, e.g. `500 of 3,000`."""
+    texts = [
+        f"{done:,}" + ("" if pd.isna(total) else f" of {int(total):,}")
+        for done, total in zip(runs[axis], runs[f"total_{axis}"], strict=True)
+    ]
+    return pd.Series(texts, index=runs.index, dtype=object)
 
 
 def html_table(table: pd.DataFrame) -> str:
     """A table of text as HTML, numbers to the right, state words coloured by the page's style."""
-    kinds = dict.fromkeys(("task", "model", "metric", "run", "state", "fact"), "text")
+    kinds = dict.fromkeys(("task", "model", "single-task model", "metric", "run", "state", "fact"), "text")
     kinds |= dict.fromkeys(("notes", "remarks", "value"), "long")
     head = "".join(f'<th class="{kinds.get(str(c), "number")}">{html.escape(str(c))}</th>' for c in table)
     lines = [f"<thead><tr>{head}</tr></thead><tbody>"]
@@ -314,21 +338,24 @@ def html_table(table: pd.DataFrame) -> str:
     return f'<div class="table"><table>{"".join(lines)}</tbody></table></div>'
 
 
-def _names(rows: pd.DataFrame) -> list[str]:
+def series_names(rows: pd.DataFrame) -> list[str]:
     """Names of series for people, one a row."""
     return [series_name(*key) for key in rows[SERIES].itertuples(index=False, name=None)]
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
+    """Parts as people list them: a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _rounded(values: pd.Series, digits: np.ndarray) -> list[str]:
+def rounded(values: pd.Series, digits: np.ndarray) -> list[str]:
+    """Numbers as text, each with its own number of digits."""
     return [MISSING if pd.isna(v) else f"{v:.{d}f}" for v, d in zip(values, digits, strict=True)]
 
 
-def _ranges(low: pd.Series, high: pd.Series, digits: np.ndarray, shown: pd.Series) -> list[str]:
-    ends = zip(_rounded(low, digits), _rounded(high, digits), shown, strict=True)
+def ranges(low: pd.Series, high: pd.Series, digits: np.ndarray, shown: pd.Series) -> list[str]:
+    """Ranges as text, where they are to be shown."""
+    ends = zip(rounded(low, digits), rounded(high, digits), shown, strict=True)
     return [f"{a} to {b}" if show else MISSING for a, b, show in ends]
 
 

@@ -6,9 +6,6 @@ reason, and the others go on.
 
 from __future__ import annotations
 
-import json
-import re
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,30 +14,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from analysis.runs import OFFLINE_KINDS, axis_of, describe_run, name_task_sets, read_failures, read_plan
 from analysis.tables import counted, read_csv_files
 from tdmpc2.errors import UserError, nearest
-from tdmpc2.tasks import TASKS, expand_tasks
-from tdmpc2.training.folder import RunFolder
+from tdmpc2.tasks import TASKS
 
-ALGORITHM = "tdmpc2"
-"""Name of this project's algorithm, as in the folders of published curves; pixel runs are `tdmpc2-pixels`."""
 TABLE_COLUMNS = [
-    "suite", "domain", "task", "algorithm", "size", "kind", "seed", "env_steps", "metric", "value", "score", "run",
+    "suite", "domain", "task", "algorithm", "size", "kind", "task_set", "seed", "env_steps", "updates", "metric",
+    "value", "episodes", "score", "run",
 ]  # fmt: skip
 """Columns of a tidy table of evaluations; see `SweepResults.table`."""
-STATES = ("done", "running", "interrupted", "failed", "not started", "unknown")
-"""States of a run; `unknown`: its folder has no readable status."""
+SERIES = ["algorithm", "kind", "size", "task_set"]
+"""What tells one line of a figure from another."""
 LOG_COLUMNS = ["env_steps", "agent_steps", "updates", "seconds", "task"]
-"""Columns that eval.csv and train.csv share."""
+"""Columns that eval.csv and train.csv share; an offline run's train.csv has not all of them."""
 EPISODE_COLUMNS = ["episode", "episode_length", "return", "success", "terminated"]
 """Columns of train.csv that describe the episode; those after them are losses."""
-SILENT_AFTER = 3600.0
-"""Seconds without a sign of life after which a running run is remarked upon."""
-
-# The C parser reads a config ten times faster; pyyaml may have been built without it.
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -52,13 +43,17 @@ class SweepResults:
     folder: Path
     """Its folder."""
     table: pd.DataFrame
-    """Evaluations, one row a run, task, step and metric, columns `TABLE_COLUMNS`. `env_steps` are environment steps;
-    `value` is the mean over the evaluation's episodes of `metric` (return or success); `score` is the normalised score
-    of 0 to 100, NaN where the metric is not the one the task is scored by; `kind` is single or multi(-task)."""
+    """Evaluations, one row a run, task, step and metric, columns `TABLE_COLUMNS`. `kind` is single, multi (one agent
+    learned many tasks from a data set), offline (one task, from a data set) or finetuned. `env_steps` are environment
+    steps, missing where an agent takes none (see `runs.OFFLINE_KINDS`): `updates` are the axis then. `task_set` names
+    what an offline agent learned ("" for others). `value` is the mean over the evaluation's `episodes` of `metric`
+    (return or success); `score` is the normalised score of 0 to 100, NaN where the metric is not the one the task is
+    scored by."""
     runs: pd.DataFrame
-    """One row a run, planned or found: run, planned, task, algorithm, kind, size (millions of parameters), seed, state
-    (one of `STATES`), env_steps, total_env_steps, progress (0 to 1), seconds, device, hardware, version, evaluations,
-    reason."""
+    """One row a run, planned or found: run, planned, task (as in its settings, perhaps several), task_set, data (name
+    of the data set it learns from, "" for none or not known yet), algorithm, kind, size (millions of parameters), seed,
+    state (one of `runs.STATES`), env_steps, total_env_steps, updates, total_updates, progress (0 to 1, on the run's own
+    axis), seconds, device, hardware, version, evaluations, reason."""
     notes: tuple[str, ...]
     """Faults of the sweep as a whole, e.g. a plan that cannot be read."""
 
@@ -74,7 +69,7 @@ def check_sweep_folder(folder: Path) -> None:
         match = nearest(folder.name, siblings)
         hint = f"; did you mean {folder.parent / match}?" if match else ""
         raise UserError(f"no sweep folder {folder}{hint}")
-    if not _run_names(folder) and not _read_plan(folder)[0]:
+    if not _run_names(folder) and not read_plan(folder)[0]:
         raise UserError(f"{folder}: no runs in it (neither plan.json nor runs/RUN folders)")
 
 
@@ -91,32 +86,22 @@ def load_sweep(folder: Path | str, now: float | None = None) -> SweepResults:
     folder = Path(folder)
     check_sweep_folder(folder)
     now = time.time() if now is None else now
-    plan, notes = _read_plan(folder)
-    failures = _read_failures(folder)
+    plan, notes = read_plan(folder)
+    failures = read_failures(folder)
     names = list(dict.fromkeys([*plan, *_run_names(folder)]))
     paths = [folder / "runs" / name for name in names]
-    rows, problems = read_csv_files(
-        [path / "eval.csv" for path in paths],
-        required=["env_steps", "task", "return"],
-        text=["task"],
-    )
-    rows, doubled = _drop_repeated(rows)
-    for index, count in doubled.items():
-        problems.setdefault(index, []).append(f"eval.csv: {counted(count, 'repeated row')}, the last of each kept")
-    evaluations = rows["source"].value_counts()
-    strange = rows[~rows["task"].isin(list(TASKS))]
-    unknown = {int(str(index)): set(tasks.astype(str)) for index, tasks in strange.groupby("source")["task"]}
+    records = [describe_run(n, p, plan, failures.get(n, ""), now) for n, p in zip(names, paths, strict=True)]
+    task_sets = name_task_sets(record["tasks"] for record in records if record["kind"] in OFFLINE_KINDS)
+    for record in records:
+        record["task_set"] = task_sets[record["tasks"]] if record["kind"] in OFFLINE_KINDS else ""
 
-    records = []
-    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
-        record = _describe_run(name, path, plan, failures.get(name, ""), now)
+    rows, problems = _read_evaluations(paths, records)
+    evaluations = rows.groupby("source")["step"].nunique()
+    for index, record in enumerate(records):
         record["evaluations"] = int(evaluations.get(index, 0))
-        reasons = [*record.pop("reasons"), *_eval_faults(problems.get(index, []), record["state"])]
-        if index in unknown:
-            reasons.append(f"eval.csv: unknown task {', '.join(sorted(unknown[index]))}, rows left out")
+        reasons = [*record.pop("reasons"), *_worth_telling(problems.get(index, []), record["state"])]
         record["reason"] = "; ".join(reasons)
-        records.append(record)
-    runs = pd.DataFrame(records).astype({"size": "Int64", "seed": "Int64", "planned": bool})
+    runs = pd.DataFrame(records).drop(columns="tasks").astype({"size": "Int64", "seed": "Int64", "planned": bool})
     return SweepResults(folder.resolve().name, folder, _tidy(rows, runs), runs, tuple(notes))
 
 
@@ -125,17 +110,33 @@ def load_training(sweep: SweepResults, max_rows: int = 300) -> pd.DataFrame:
 
     Args:
         sweep: a loaded sweep.
-        max_rows: rows kept of a run, evenly spaced over its episodes.
+        max_rows: rows kept of a run, evenly spaced.
 
     Returns:
-        task, env_steps, a column for each loss, run, algorithm, kind, size, seed; rows from when learning starts. Runs
-        without a readable train.csv, or that do not learn yet, have none.
+        env_steps (NaN for runs that take none), updates, a column for each loss, run, algorithm, kind, size, task_set,
+        seed; rows from when learning starts. Runs without a readable train.csv, or that do not learn yet, have none.
     """
-    paths = [sweep.folder / "runs" / name / "train.csv" for name in sweep.runs["run"]]
-    rows, _ = read_csv_files(paths, required=["env_steps", "task"], text=["task"], max_rows=max_rows)
+    paths = [sweep.folder / "runs" / name for name in sweep.runs["run"]]
+    rows, _ = read_csv_files(
+        [path / "train.csv" for path in paths], required=["updates"], text=["task"], max_rows=max_rows
+    )
     losses = [column for column in rows if column not in (*LOG_COLUMNS, *EPISODE_COLUMNS, "source")]
-    learning = rows[["source", "task", "env_steps", *losses]].dropna(how="all", subset=losses)
-    return learning.join(sweep.runs[["run", "algorithm", "kind", "size", "seed"]], on="source").drop(columns="source")
+    if "env_steps" not in rows:
+        rows["env_steps"] = np.nan
+    learning = rows[["source", "env_steps", "updates", *losses]].dropna(how="all", subset=losses)
+    known = learning.join(sweep.runs[["run", *SERIES, "seed"]], on="source").drop(columns="source")
+    known.loc[is_offline(known), "env_steps"] = np.nan
+    return known[is_offline(known) | known["env_steps"].notna()].reset_index(drop=True)
+
+
+def is_offline(table: pd.DataFrame) -> pd.Series:
+    """Whether each row of a table with `kind` is of an agent that learned from data alone: its axis is updates."""
+    return table["kind"].isin(OFFLINE_KINDS)
+
+
+def steps_on_axis(table: pd.DataFrame) -> pd.Series:
+    """Each row's place on its own kind's axis: updates or environment steps."""
+    return table["updates"].where(is_offline(table), table["env_steps"])
 
 
 def registry_table() -> pd.DataFrame:
@@ -162,183 +163,111 @@ def registry_table() -> pd.DataFrame:
 def add_registry(table: pd.DataFrame) -> pd.DataFrame:
     """Complete a table of task, metric, value by suite, domain and normalised score, in `TABLE_COLUMNS`.
 
-    Rows of tasks that the registry does not know are left out; callers report them.
+    Rows of tasks that the registry does not know are left out; callers report them. Columns that describe offline
+    runs may be absent: then there is none in the table.
     """
     table = table[table["task"].isin(list(TASKS))].join(registry_table(), on="task")
     table["score"] = (table["value"] * table["score_scale"]).where(table["metric"] == table["task_metric"])
-    return table[TABLE_COLUMNS].reset_index(drop=True)
+    for column, absent in (("task_set", ""), ("updates", pd.NA), ("episodes", pd.NA)):
+        if column not in table:
+            table[column] = absent
+    whole = dict.fromkeys(("size", "env_steps", "updates", "episodes"), "Int64")
+    return table[TABLE_COLUMNS].astype(whole).reset_index(drop=True)
+
+
+def _read_evaluations(
+    paths: Sequence[Path], records: Sequence[Mapping[str, Any]]
+) -> tuple[pd.DataFrame, dict[int, list[str]]]:
+    """The rows of all runs' eval.csv that can be used, with `step` on the run's own axis, and what is amiss by run."""
+    rows, problems = read_csv_files(
+        [path / "eval.csv" for path in paths],
+        required=["env_steps", "updates", "task", "return"],
+        text=["task"],
+        blank=["env_steps", "updates"],
+    )
+
+    def report(index: Any, message: str) -> None:
+        problems.setdefault(int(index), []).append(f"eval.csv: {message}")
+
+    for column in ("env_steps", "updates"):
+        rows[column] = rows[column].astype(float).where(rows[column].astype(float) % 1 == 0)
+    by_updates = np.array([axis_of(record["kind"]) == "updates" for record in records], dtype=bool)
+    offline = by_updates[rows["source"].to_numpy(dtype=int)]
+    rows["step"] = rows["updates"].where(offline, rows["env_steps"])
+    rows["env_steps"] = rows["env_steps"].mask(offline)  # no environment step is taken
+    for index, count in rows.loc[rows["step"].isna(), "source"].value_counts().items():
+        report(index, f"{counted(count, 'unreadable row')} left out")
+    rows = rows[rows["step"].notna()]
+
+    repeated = rows.duplicated(["source", "task", "step"], keep="last")
+    for index, count in rows.loc[repeated, "source"].value_counts().items():
+        report(index, f"{counted(count, 'repeated row')}, the last of each kept")
+    rows = rows[~repeated]
+
+    strange: dict[tuple[int, bool], list[str]] = {}
+    for index, task in sorted(rows[["source", "task"]].astype({"task": str}).drop_duplicates().to_numpy().tolist()):
+        own = records[index]["tasks"]
+        if task not in TASKS or (own and task not in own):
+            strange.setdefault((index, task in TASKS), []).append(task)
+    for (index, known), tasks in strange.items():
+        what = f"rows of {_some(tasks)}, not among the run's tasks," if known else f"unknown task {_some(tasks)}, rows"
+        report(index, f"{what} left out")
+        rows = rows[(rows["source"] != index) | ~rows["task"].astype(str).isin(tasks)]
+    for index, group in rows[by_updates[rows["source"].to_numpy(dtype=int)]].groupby("source"):
+        record = records[int(str(index))]
+        for message in _missing_tasks(group, record["tasks"], running=record["state"] == "running"):
+            report(index, message)
+    return rows.reset_index(drop=True), problems
+
+
+def _missing_tasks(rows: pd.DataFrame, tasks: Sequence[str], running: bool) -> list[str]:
+    """Which of a run's tasks its evaluations lack; the last evaluation of a running run may not be whole yet."""
+    found = set(rows["task"])
+    never = [task for task in tasks if task not in found]
+    messages = [f"no evaluation of {_some(never)}"] if never else []
+    per_step = rows.groupby("step")["task"].nunique()
+    short = per_step[per_step < len(found)]
+    if running:
+        short = short[short.index != per_step.index.max()]
+    if len(short):
+        last = short.index.max()
+        lacking = sorted(found - set(rows.loc[rows["step"] == last, "task"]))
+        which = f"{counted(len(short), 'evaluation')} without all tasks" if len(short) > 1 else "an evaluation"
+        messages.append(
+            f"{which}{', the last' if len(short) > 1 else ''} at {int(last):,} updates lacks {_some(lacking)}"
+        )
+    return messages
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _tidy(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Evaluation rows of known runs, one row a metric."""
-    identity = runs[["run", "algorithm", "kind", "size", "seed"]]
-    joined = rows.join(identity, on="source")
-    joined = joined[joined["seed"].notna()].astype({"env_steps": np.int64})
-    if "success" not in joined:
-        joined["success"] = np.nan
-    keys = ["task", "run", "algorithm", "kind", "size", "seed", "env_steps"]
+    joined = rows.join(runs[["run", *SERIES, "seed"]], on="source")
+    joined = joined[joined["seed"].notna()]
+    for column in ("success", "episodes"):
+        if column not in joined:
+            joined[column] = np.nan
+    # A damaged count of episodes is no reason to lose the score.
+    joined["episodes"] = joined["episodes"].where(joined["episodes"] % 1 == 0)
+    keys = ["task", "run", *SERIES, "seed", "env_steps", "updates", "episodes"]
     table = joined.melt(keys, ["return", "success"], var_name="metric", value_name="value")
     table = add_registry(table[np.isfinite(table["value"].astype(float))])
-    return table.sort_values(["task", "run", "metric", "env_steps"], kind="stable", ignore_index=True)
+    order = table.assign(step=steps_on_axis(table))
+    return order.sort_values(["task", "run", "metric", "step"], kind="stable", ignore_index=True)[TABLE_COLUMNS]
 
 
-def _drop_repeated(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, int]]:
-    """Keep the last row for each run, task and step; count the others per run."""
-    repeated = rows.duplicated(["source", "task", "env_steps"], keep="last")
-    counts = rows.loc[repeated, "source"].value_counts()
-    return rows[~repeated], {int(str(source)): int(count) for source, count in counts.items()}
-
-
-def _run_names(folder: Path) -> list[str]:
-    runs = folder / "runs"
-    return sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
-
-
-def _read_plan(folder: Path) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """The planned runs by name, and what is wrong with the plan."""
-    path = folder / "plan.json"
-    if not path.exists():
-        return {}, ["no plan.json: runs that never started cannot be known, only those found are reported"]
-    try:
-        runs = json.loads(path.read_text())["runs"]
-        return {str(run["name"]): dict(run) for run in runs}, []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return {}, [f"plan.json cannot be read ({_brief(error)}): only the runs found are reported"]
-
-
-def _read_failures(folder: Path) -> Mapping[str, str]:
-    """Why runs were given up, by name: the sweep's own record, for runs that could not write it themselves."""
-    failures, _ = _read_mapping(folder / "failures.json")
-    return {str(name): str(reason) for name, reason in failures.items()}
-
-
-def _describe_run(
-    name: str, path: Path, plan: Mapping[str, Mapping[str, Any]], failure: str, now: float
-) -> dict[str, Any]:
-    """One row of the table of runs, with `reasons` still a list."""
-    planned = plan.get(name)
-    status: Mapping[str, Any] = {}
-    reasons: list[str] = []
-    if plan and planned is None:
-        reasons.append("not in plan.json")
-    identity = _identity({**_variant(name), **planned}) if planned else None
-    if not path.is_dir():
-        state = "failed" if failure else "not started"
-        reasons.extend([failure] if failure else [])
-    else:
-        status, fault = _read_mapping(path / "status.json")
-        state = str(status.get("state", "unknown"))
-        if fault:
-            reasons.append(fault)
-        elif state not in STATES:
-            reasons.append(f"status.json: unknown state {state!r}")
-            state = "unknown"
-        gone = state == "running" and _is_gone(path, status)
-        if failure and (gone or state in ("interrupted", "unknown")):
-            state = "failed"
-        elif gone:
-            state = "interrupted"
-        reasons.extend(_state_reasons(state, status, gone, failure, now))
-        config, fault = _read_mapping(path / "config.yaml")
-        own = _identity(config) if not fault else None
-        if own is None:
-            reasons.append(fault or "config.yaml: task, model_size or seed missing or not valid")
-        elif identity is not None and own["key"] != identity["key"]:
-            reasons.append("config.yaml differs from plan.json: " + _difference(own["key"], identity["key"]))
-        identity = own or identity
-
-    env_steps = _number(status.get("env_steps"), 0.0)
-    total = _number(status.get("total_env_steps"), _number((planned or {}).get("env_steps"), np.nan))
-    known = identity or {"task": "", "algorithm": "", "kind": "", "size": None, "seed": None}
-    return {
-        "run": name,
-        "planned": planned is not None,
-        **{field: known[field] for field in ("task", "algorithm", "kind", "size", "seed")},
-        "state": state,
-        "env_steps": int(env_steps),
-        "total_env_steps": total,
-        "progress": min(1.0, env_steps / total) if total > 0 else np.nan,
-        "seconds": _number(status.get("seconds"), np.nan),
-        **{field: str(status.get(field, "")) for field in ("device", "hardware", "version")},
-        "reasons": reasons,
-    }
-
-
-def _identity(settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Task, algorithm, kind, size and seed from a config or a plan's entry; None where one is missing or not valid."""
-    try:
-        tasks = expand_tasks(str(settings["task"]))
-        size, seed = int(settings["model_size"]), int(settings["seed"])
-    except (KeyError, TypeError, ValueError, UserError):
-        return None
-    pixels = "-pixels" if settings.get("obs") == "rgb" else ""
-    label = f" {settings['label']}" if settings.get("label") else ""
-    return {
-        "task": str(settings["task"]),
-        "algorithm": f"{ALGORITHM}{pixels}{label}",
-        "kind": "multi" if len(tasks) > 1 else "single",
-        "size": size,
-        "seed": seed,
-        "key": {"task": tasks, "model_size": size, "seed": seed},
-    }
-
-
-def _variant(name: str) -> dict[str, str]:
-    """Observation kind and label from a run's name, TASK[-rgb]-SIZEM[-LABEL]-seedN; a plan's entry has neither."""
-    match = re.search(r"(-rgb)?-\d+M(?:-(?P<label>.+))?-seed\d+$", name)
-    return {"obs": "rgb" if match and match[1] else "state", "label": (match and match["label"]) or ""}
-
-
-def _difference(own: Mapping[str, Any], planned: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {own[key]!r}, planned {planned[key]!r}" for key in own if own[key] != planned[key])
-
-
-def _is_gone(path: Path, status: Mapping[str, Any]) -> bool:
-    """Whether the process of a run that calls itself running has ended; only known on the machine it ran on."""
-    return status.get("host") == socket.gethostname() and not RunFolder(path).is_claimed()
-
-
-def _state_reasons(state: str, status: Mapping[str, Any], gone: bool, failure: str, now: float) -> list[str]:
-    """Why a run is in its state, where that needs a reason."""
-    message = str(status.get("message") or "").strip()
-    if state == "failed":
-        return [failure or message or "no reason recorded"]
-    if gone:
-        return ["its process ended without a word, perhaps killed"]
-    if state == "interrupted":
-        return [message or "no reason recorded"]
-    silent = now - _number(status.get("updated"), np.nan)
-    if state == "running" and silent > SILENT_AFTER:
-        return [f"no sign of life for {silent / 3600:.1f} h; it may have been killed"]
-    return []
-
-
-def _eval_faults(faults: Sequence[str], state: str) -> list[str]:
+def _worth_telling(faults: Sequence[str], state: str) -> list[str]:
     """Faults of eval.csv that are worth telling: a run that did not come to its first evaluation lacks it rightly."""
     if faults == ["eval.csv: missing"] and state not in ("done", "unknown"):
         return ["no evaluation yet"] if state == "running" else []
     return list(faults)
 
 
-def _read_mapping(path: Path) -> tuple[Mapping[str, Any], str]:
-    """A YAML or JSON mapping, and what is wrong with it ("" if nothing)."""
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_YAML_LOADER)
-    except FileNotFoundError:
-        return {}, f"{path.name}: missing"
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        return {}, f"{path.name}: cannot be read ({_brief(error)})"
-    return (values, "") if isinstance(values, dict) else ({}, f"{path.name}: not a mapping of names to values")
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _number(value: Any, default: float) -> float:
-    """A finite number, or the default for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return default
-    return float(value) if np.isfinite(value) else default
+def _run_names(folder: Path) -> list[str]:
+    runs = folder / "runs"
+    return sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []

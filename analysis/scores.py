@@ -1,4 +1,7 @@
-"""Small pure functions from tidy tables to curves and final scores. Steps are environment steps everywhere."""
+"""Small pure functions from tidy tables to curves and final scores.
+
+Steps are environment steps, and updates for agents that learned from data alone (see `results.SweepResults`).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from analysis.results import registry_table
+from analysis.results import SERIES, is_offline, registry_table, steps_on_axis
+from analysis.runs import axis_of
 from tdmpc2.tasks import TASKS, expand_tasks
 
-SERIES = ["algorithm", "kind", "size"]
-"""What tells one line of a figure from another."""
 FINAL_COLUMNS = [
-    "suite", "domain", "task", "metric", *SERIES, "seeds_planned", "seeds", "env_steps", "mean", "std", "min", "max",
-    "low", "high", "score", "random_return",
+    "suite", "domain", "task", "metric", *SERIES, "seeds_planned", "seeds", "episodes", "env_steps", "updates", "mean",
+    "std", "min", "max", "low", "high", "score", "random_return",
 ]  # fmt: skip
 """Columns of `final_scores` before the note and those of published curves."""
 PUBLISHED = "published_"
@@ -25,7 +27,7 @@ MIN_SEEDS_FOR_INTERVAL = 3
 """With fewer seeds an interval would be pretended: the seeds themselves are shown instead."""
 
 
-def groups(table: pd.DataFrame, keys: Sequence[str] = SERIES) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+def groups(table: pd.DataFrame, keys: Sequence[str] = SERIES) -> list[tuple[Any, pd.DataFrame]]:
     """The groups of a table by these columns, in order; a missing part of a key (a published curve's size) is None."""
     grouped = table.groupby(list(keys), dropna=False, sort=True)
     return [(tuple(None if pd.isna(part) else part for part in _as_tuple(key)), part) for key, part in grouped]
@@ -48,28 +50,31 @@ def curves(table: pd.DataFrame, grid: Sequence[int] | None = None) -> pd.DataFra
 
     Args:
         table: tidy table of evaluations (`SweepResults.table` or `Reference.table`).
-        grid: environment steps to aggregate at; default: for each series all steps at which one of its seeds was
-            evaluated.
+        grid: places on the series' own axis to aggregate at; default: for each series all at which one of its seeds
+            was evaluated.
 
     Returns:
-        task, metric, algorithm, kind, size, env_steps, seeds (how many count), mean, std (of seeds, NaN for one), min,
+        task, metric, algorithm, kind, size, task_set, env_steps or updates (the series' axis; the other is missing),
+        seeds (how many count), mean, std (of seeds, NaN for one), min,
         max, low and high: a 95% interval of the mean over seeds (Student's t), clipped to the metric's range, NaN with
         fewer than three seeds.
     """
     keys = ["task", "metric", *SERIES]
     parts = []
     for key, group in groups(table, keys):
-        steps = np.sort(group["env_steps"].unique()) if grid is None else np.asarray(grid)
-        seeds = [seed.sort_values("env_steps") for _, seed in group.groupby("seed")]
+        axis = axis_of(key[keys.index("kind")])
+        steps = np.unique(group[axis].to_numpy(np.int64)) if grid is None else np.asarray(grid)
+        seeds = [seed.sort_values(axis) for _, seed in group.groupby("seed")]
         values = np.stack(
-            [_interpolate(steps, seed["env_steps"].to_numpy(), seed["value"].to_numpy(float)) for seed in seeds]
+            [_interpolate(steps, seed[axis].to_numpy(float), seed["value"].to_numpy(float)) for seed in seeds]
         )  # (seeds, steps)
         part = seed_statistics(values, _top(key[0]))
-        part.insert(0, "env_steps", steps)
+        for column in ("updates", "env_steps"):
+            part.insert(0, column, pd.Series(steps if column == axis else pd.NA, index=part.index, dtype="Int64"))
         for position, (name, value) in enumerate(zip(keys, key, strict=True)):
             part.insert(position, name, value)
         parts.append(part[part["seeds"] > 0].astype({"size": "Int64"}))
-    columns = [*keys, "env_steps", "seeds", "mean", "std", "min", "max", "low", "high"]
+    columns = [*keys, "env_steps", "updates", "seeds", "mean", "std", "min", "max", "low", "high"]
     if not parts:
         return pd.DataFrame(columns=pd.Index(columns))
     return pd.concat(parts, ignore_index=True)
@@ -119,16 +124,18 @@ def seed_statistics(values: np.ndarray, top: float) -> pd.DataFrame:
 def last_evaluations(table: pd.DataFrame) -> pd.DataFrame:
     """Each seed's last evaluation by the task's own metric, and whether it counts for the final score.
 
-    Only seeds evaluated at the same environment steps are compared: those that reach the last step that any seed of
-    their task and series reached. The others have `counted` False.
+    Only seeds evaluated at the same step are compared: those that reach the last step (environment steps, or updates
+    for offline agents) that any seed of their task and series reached. The others have `counted` False.
 
     Returns:
         The rows of the table, with `counted` added.
     """
     table = primary(table)
-    last = table.loc[table.groupby(["task", *SERIES, "seed"], dropna=False)["env_steps"].idxmax()]
-    furthest = last.groupby(["task", *SERIES], dropna=False)["env_steps"].transform("max")
-    return last.assign(counted=last["env_steps"] == furthest).reset_index(drop=True)
+    steps = steps_on_axis(table).astype(float)
+    keys = [table[name] for name in ("task", *SERIES)]
+    last = steps.groupby([*keys, table["seed"]], dropna=False).idxmax()
+    furthest = steps.groupby(keys, dropna=False).transform("max")
+    return table.assign(counted=steps == furthest).loc[last].reset_index(drop=True)
 
 
 def published_at(reference: pd.DataFrame, task: str, env_steps: float) -> dict[str, float]:
@@ -161,7 +168,7 @@ def planned_scores(runs: pd.DataFrame) -> pd.DataFrame:
     """Every task, series and seed that the runs are to give a score for: one row a run and task of it."""
     known = runs[runs["task"] != ""]
     lists = pd.Series([list(expand_tasks(str(task))) for task in known["task"]], index=known.index, dtype=object)
-    columns = ["run", *SERIES, "seed", "state", "env_steps", "total_env_steps"]
+    columns = ["run", *SERIES, "seed", "state", "total_env_steps", "total_updates"]
     return known[columns].assign(task=lists).explode("task", ignore_index=True)
 
 
@@ -174,11 +181,13 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
         reference: tidy table of published curves, if any.
 
     Returns:
-        suite, domain, task, metric, algorithm, kind, size, seeds_planned, seeds (that count, see `last_evaluations`),
-        env_steps (of the evaluation), mean, std (of seeds), min, max, low, high (95% interval of the mean by Student's
-        t, from three seeds on), score (normalised mean, 0 to 100), random_return (of a random policy, from the
-        registry), note (why a seed does not count, or a curve ends early); with a reference also published_ALGORITHM
-        (at the same environment steps, see `published_at`) and reference_note (which published curves end earlier).
+        suite, domain, task, metric, algorithm, kind, size, task_set, seeds_planned, seeds (that count, see
+        `last_evaluations`), episodes (of all of them), env_steps (of the evaluation; missing for agents that take
+        none) and updates (the most of any seed), mean, std (of seeds), min, max, low, high (95% interval of the mean
+        by Student's t, from three seeds on), score (normalised mean, 0 to 100), random_return (of a random policy,
+        from the registry), note (why a seed does not count, or a curve ends early); with a reference also
+        published_ALGORITHM (at the same environment steps, see `published_at`) and reference_note (which published
+        curves end earlier).
     """
     planned = planned_scores(runs)
     last = last_evaluations(table)
@@ -190,7 +199,8 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
         task = key[0]
         found = by_group.get(key, last.iloc[:0])
         counted = found[found["counted"]]
-        env_steps = int(counted["env_steps"].iloc[0]) if len(counted) else None
+        acted = len(counted) > 0 and axis_of(key[2]) == "env_steps"
+        env_steps = int(counted["env_steps"].iloc[0]) if acted else None
         over_seeds = seed_statistics(counted["value"].to_numpy(float)[:, None], _top(task))
         statistics = {str(name): column[0] for name, column in over_seeds.items()}
         record: dict[str, Any] = {
@@ -201,12 +211,14 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
             **dict(zip(SERIES, key[1:], strict=True)),
             "seeds_planned": group["seed"].nunique(),
             "seeds": int(statistics.pop("seeds")),
+            "episodes": counted["episodes"].sum(min_count=max(1, len(counted))),
             "env_steps": env_steps,
+            "updates": counted["updates"].max(),
             **statistics,
             "score": statistics["mean"] * TASKS[task].score_scale,
             "random_return": registry["random_return"][task],
         }
-        record["note"] = "; ".join(_notes(group, found, env_steps))
+        record["note"] = "; ".join(_notes(group, found))
         if reference is not None and env_steps is not None:
             values = published_at(reference, task, env_steps)
             record |= {f"{PUBLISHED}{algorithm}": value for algorithm, value in values.items()}
@@ -215,7 +227,9 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
         records.append(record)
     published = dict.fromkeys(name for record in records for name in record if name.startswith(PUBLISHED))
     columns = [*FINAL_COLUMNS, "note", *published, *(["reference_note"] if published else [])]
-    scores = pd.DataFrame(records, columns=pd.Index(columns)).astype({"size": "Int64", "env_steps": "Int64"})
+    scores = pd.DataFrame(records, columns=pd.Index(columns)).astype(
+        dict.fromkeys(("size", "episodes", "env_steps", "updates"), "Int64")
+    )
     order = scores.assign(order=scores["task"].map({task: i for i, task in enumerate(task_order(scores["task"]))}))
     return order.sort_values(["order", *SERIES], ignore_index=True)[columns]
 
@@ -225,8 +239,10 @@ def published_algorithms(final: pd.DataFrame) -> list[str]:
     return [str(column).removeprefix(PUBLISHED) for column in final if str(column).startswith(PUBLISHED)]
 
 
-def _notes(group: pd.DataFrame, found: pd.DataFrame, env_steps: int | None) -> list[str]:
+def _notes(group: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     """Why seeds are missing from a final score, and whether it was taken before the end of training."""
+    axis = axis_of(group["kind"].iloc[0])
+    unit = "steps" if axis == "env_steps" else "updates"
     notes = []
     rows = {int(row["seed"]): row for row in found.to_dict("records")}
     for run in group.sort_values("seed").to_dict("records"):
@@ -234,12 +250,12 @@ def _notes(group: pd.DataFrame, found: pd.DataFrame, env_steps: int | None) -> l
         if row is None:
             notes.append(f"seed {run['seed']} {run['state']}, no evaluation")
         elif not row["counted"]:
-            notes.append(f"seed {run['seed']} {run['state']} at {row['env_steps']:,} steps, not counted")
+            notes.append(f"seed {run['seed']} {run['state']} at {row[axis]:,} {unit}, not counted")
         elif run["state"] != "done":
             notes.append(f"seed {run['seed']} {run['state']}")
-    total = group["total_env_steps"].max()
-    if env_steps is not None and env_steps < total:
-        notes.append(f"{env_steps:,} of {int(total):,} steps")
+    reached, total = found[axis].max(), group[f"total_{axis}"].max()
+    if len(found) and reached < total:
+        notes.append(f"{int(reached):,} of {int(total):,} {unit}")
     return notes
 
 
@@ -249,6 +265,16 @@ def task_order(tasks: Iterable[str]) -> list[str]:
     return sorted(set(tasks), key=lambda task: (suites.index(TASKS[task].domain), task))
 
 
+def online(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of agents that act while they learn, and of published curves: their axis is environment steps."""
+    return table[~is_offline(table)]
+
+
+def offline(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of agents that learned from data alone, many tasks or one: their axis is updates."""
+    return table[is_offline(table)]
+
+
 def overall_scores(final: pd.DataFrame) -> pd.DataFrame:
     """Mean normalised score of each series over the tasks that have one.
 
@@ -256,24 +282,25 @@ def overall_scores(final: pd.DataFrame) -> pd.DataFrame:
         final: as `final_scores` returns it.
 
     Returns:
-        algorithm, kind, size, tasks (with a score), tasks_planned, score (mean over tasks, 0 to 100).
+        algorithm, kind, size, task_set, tasks (with a score), tasks_planned, score (mean over tasks, 0 to 100).
     """
     grouped = final.groupby(SERIES, dropna=False, sort=True)
     return grouped.agg(tasks=("score", "count"), tasks_planned=("score", "size"), score=("score", "mean")).reset_index()
 
 
-def percentiles(training: pd.DataFrame, metric: str, bins: int = 60) -> pd.DataFrame:
-    """Percentiles of a training metric over all runs of a series, in equal bins of environment steps.
+def percentiles(training: pd.DataFrame, metric: str, axis: str = "env_steps", bins: int = 60) -> pd.DataFrame:
+    """Percentiles of a training metric over all runs of a series, in equal bins of the axis.
 
     Args:
         training: as `results.load_training` returns it.
         metric: one of its columns.
+        axis: env_steps or updates.
         bins: number of bins from 0 to the last step.
 
     Returns:
-        algorithm, kind, size, env_steps (the bin's middle), p10, p50, p90.
+        algorithm, kind, size, task_set, env_steps or updates (the bin's middle), p10, p50, p90.
     """
-    width = max(float(training["env_steps"].max()), 1.0) / bins
-    number = np.minimum(training["env_steps"] // width, bins - 1)
-    binned = training.assign(env_steps=(number + 0.5) * width).groupby([*SERIES, "env_steps"], dropna=False)[metric]
+    width = max(float(training[axis].max()), 1.0) / bins
+    number = np.minimum(training[axis] // width, bins - 1)
+    binned = training.assign(**{axis: (number + 0.5) * width}).groupby([*SERIES, axis], dropna=False)[metric]
     return pd.DataFrame({f"p{p}": binned.quantile(p / 100) for p in (10, 50, 90)}).reset_index()

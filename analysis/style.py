@@ -62,7 +62,17 @@ _RC: dict[Any, Any] = {
 }
 
 
-LineStyle = Literal["-", "-.", "--"]
+LineStyle = Literal["-", "-.", "--", ":"]
+SeriesKey = tuple[str, str, Any, str]
+"""Algorithm, kind, size (None for published ones) and task set ("" for agents of one task)."""
+_KIND_LOOKS: dict[str, tuple[LineStyle, str]] = {
+    "single": ("-", "o"),
+    "multi": ("-.", "s"),
+    "offline": (":", "v"),
+    "finetuned": ("-.", "^"),
+    "published": ("--", "D"),
+}
+_KIND_NAMES = {"multi": "multi-task", "offline": "offline", "finetuned": "finetuned", "published": "(published)"}
 
 
 @dataclass(frozen=True)
@@ -88,30 +98,32 @@ def applied() -> Iterator[None]:
         yield
 
 
-def series_name(algorithm: str, kind: str, size: Any) -> str:
-    """A series' name for people, e.g. `TD-MPC2 5M`, `TD-MPC2 5M multi-task`, `SAC (published)`."""
+def series_name(algorithm: str, kind: str, size: Any, task_set: str = "") -> str:
+    """A series' name for people, e.g. `TD-MPC2 5M`, `TD-MPC2 5M multi-task (mt30)`, `SAC (published)`."""
     base, _, label = algorithm.partition(" ")
     stem, pixels, _ = base.partition("-pixels")
     parts = [_NAMES.get(stem, stem), "pixels" if pixels else "", "" if pd.isna(size) else f"{int(size)}M", label]
-    parts.append({"multi": "multi-task", "published": "(published)"}.get(kind, ""))
+    parts.append(_KIND_NAMES.get(kind, ""))
+    parts.append(f"({task_set})" if kind == "multi" and task_set else "")
     return " ".join(part for part in parts if part)
 
 
-def series_styles(series: Iterable[tuple[str, str, Any]]) -> dict[tuple[str, str, Any], SeriesStyle]:
+def series_styles(series: Iterable[SeriesKey]) -> dict[SeriesKey, SeriesStyle]:
     """Styles of all series that share a report.
 
     A colour belongs to an algorithm and size: the known ones have fixed colours, others take one by their name, the
-    next free one where two names meet. Multi-task series have their single-task sibling's colour, dash-dotted.
+    next free one where two names meet. Multi-task and finetuned series have their single-task sibling's colour, and
+    another line and marker.
 
     Args:
-        series: (algorithm, kind, size), size missing for published ones.
+        series: (algorithm, kind, size, task set), size missing for published ones.
 
     Returns:
         Style by series, missing sizes as None.
     """
-    keys = sorted({(a, k, None if pd.isna(s) else int(s)) for a, k, s in series}, key=str)
+    keys: list[SeriesKey] = sorted({(a, k, None if pd.isna(s) else int(s), t) for a, k, s, t in series}, key=str)
     colours: dict[tuple[str, bool, int | None], str] = {}
-    for algorithm, kind, size in keys:
+    for algorithm, kind, size, _ in keys:
         owner = (algorithm, kind == "published", size)
         if owner in colours:
             continue
@@ -119,9 +131,9 @@ def series_styles(series: Iterable[tuple[str, str, Any]]) -> dict[tuple[str, str
         if algorithm == "tdmpc2" and size in _SIZE_COLOURS and kind != "published":
             known = _SIZE_COLOURS[size]
         colours[owner] = known or _free_colour(f"{algorithm} {size}", colours.values())
-    lines: dict[str, tuple[LineStyle, str]] = {"single": ("-", "o"), "multi": ("-.", "s"), "published": ("--", "D")}
     return {
-        (a, k, s): SeriesStyle(series_name(a, k, s), colours[a, k == "published", s], *lines[k]) for a, k, s in keys
+        key: SeriesStyle(series_name(*key), colours[key[0], key[1] == "published", key[2]], *_KIND_LOOKS[key[1]])
+        for key in keys
     }
 
 
@@ -143,7 +155,7 @@ def human_steps(steps: float) -> str:
 
 
 def step_ticks(axis: Axis, count: int = 4) -> None:
-    """Round, readable ticks on an axis of environment steps, about `count` of them."""
+    """Round, readable ticks on an axis of environment steps or updates, about `count` of them."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(nbins=count, steps=[1, 2, 5, 10], integer=True))

@@ -15,6 +15,7 @@ def read_csv_files(
     paths: Sequence[Path],
     required: Sequence[str],
     text: Sequence[str] = (),
+    blank: Sequence[str] = (),
     appended: bool = True,
     max_rows: int | None = None,
 ) -> tuple[pd.DataFrame, dict[int, list[str]]]:
@@ -27,6 +28,7 @@ def read_csv_files(
         paths: the files.
         required: columns every file must have; the numeric ones among them must hold finite numbers in every row.
         text: columns that hold text; all others hold numbers (blank = NaN).
+        blank: numeric columns among the required ones that may hold NaN all the same; the caller checks them.
         appended: whether a program appends rows to these files. A last line without its newline is then half-written,
             and left out: its last number may be cut short and still look like a number.
         max_rows: keep at most this many rows of a file, evenly spaced, the last one always.
@@ -73,7 +75,7 @@ def read_csv_files(
         return pd.DataFrame(columns=pd.Index([*required, "source"])), problems
     table = pd.concat(parts, ignore_index=True).sort_values("source", kind="stable", ignore_index=True)
 
-    numeric = [name for name in required if name not in text]
+    numeric = [name for name in required if name not in (*text, *blank)]
     finite = np.isfinite(table[numeric].to_numpy(dtype=float, na_value=np.nan)).all(axis=1)
     for source, count in table.loc[~finite, "source"].value_counts().items():
         index = int(str(source))

@@ -4,106 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tdmpc2.agent import checkpoints
+from tdmpc2.agent.actor import MAX_PLAN_ROWS, Actor, take_over
 from tdmpc2.agent.execution import Execution, choose_device, choose_execution, share_compiled_code
-from tdmpc2.agent.learning import Batch, UpdateNoise, draw_update_noise, model_loss, policy_loss
-from tdmpc2.agent.planner import PlanNoise, draw_plan_noise, draw_shift, improve, plan
+from tdmpc2.agent.learning import Batch, UpdateNoise, draw_update_noise, first_values, model_loss, policy_loss
+from tdmpc2.agent.optimizer import load_moments, make_adam
+from tdmpc2.agent.parts import check_division, cut, default_batch_size, mean_of_parts
+from tdmpc2.agent.planner import PlanNoise, improve, plan
 from tdmpc2.agent.programs import Recorded
+from tdmpc2.agent.replicas import Replicas
 from tdmpc2.agent.world_model import WorldModel
 from tdmpc2.config import Config, make_settings
 from tdmpc2.errors import UserError
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import AgentSpec
 
+__all__ = ["FORMAT", "MAX_PLAN_ROWS", "TDMPC2", "Actor", "choose_device"]
+
 FORMAT = 1
 """Version of the checkpoint format."""
-
-MAX_PLAN_ROWS = {"cpu": 2**9, "cuda": 2**19}
-"""Sampled sequences (observations x samples) planned for in one go; larger batches are planned in parts.
-
-It bounds memory. On the CPUs tried, larger parts make no observation faster; with parts of one observation, what is
-compiled for one serves any number."""
-
-
-class Actor:
-    """Acts with an agent's model, with a memory and a random stream of its own.
-
-    The memory is the previous plan of each of B environments; so evaluation and training each act through their own.
-    """
-
-    def __init__(self, agent: TDMPC2, seed: int) -> None:
-        self._agent = agent
-        self._generator = torch.Generator(agent.device).manual_seed(seed)
-        spec, config = agent.spec, agent.config
-        self._mean = torch.zeros(0, config.horizon, spec.action_dim, device=agent.device)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        obs: ArrayLike | Tensor,
-        first_step: ArrayLike | Tensor,
-        task: ArrayLike | Tensor | None = None,
-        eval_mode: bool = False,
-    ) -> Tensor:
-        """Choose an action for each of B environments; see `TDMPC2.act`."""
-        agent, spec = self._agent, self._agent.spec
-        observations = _tensor(obs, agent.device)
-        if spec.obs == "state":
-            observations = observations.float()
-        if observations.ndim != len(spec.obs_shape) + 1 or observations.shape[1:] != spec.obs_shape:
-            raise ValueError(f"obs: expected (B, {', '.join(map(str, spec.obs_shape))}), got {observations.shape}")
-        batch = observations.shape[0]
-        first = _tensor(first_step, agent.device).to(torch.bool).expand(batch)
-        if spec.multitask and task is None:
-            raise ValueError("task: a multi-task agent needs the task id of each observation")
-        ids = _tensor(task, agent.device).long().expand(batch) if spec.multitask and task is not None else None
-        if self._mean.shape[0] != batch:
-            if not first.all():
-                raise ValueError(
-                    f"obs: {batch} observations after {self._mean.shape[0]}; only first steps can change the number"
-                )
-            self._mean = self._mean.new_zeros(batch, *self._mean.shape[1:])
-        step = self._plan if agent.config.mpc else self._follow_policy
-        part = max(1, MAX_PLAN_ROWS[agent.device.type] // agent.config.num_samples)
-        actions = [
-            step(observations[rows], first[rows], None if ids is None else ids[rows], eval_mode, rows)
-            for rows in (slice(start, start + part) for start in range(0, batch, part))
-        ]
-        whole = torch.cat(actions).cpu()
-        if not torch.isfinite(whole).all():
-            raise FloatingPointError("the model's latent states, values or actions are not numbers: it has diverged")
-        return whole
-
-    def _plan(self, obs: Tensor, first: Tensor, task: Tensor | None, eval_mode: bool, rows: slice) -> Tensor:
-        noise = draw_plan_noise(self._agent.model, obs.shape[0], eval_mode, self._generator)
-        action, self._mean[rows], valid = self._agent.plan(obs, self._mean[rows], first, task, noise)
-        return torch.where(valid, action, torch.nan)  # found where the actions are fetched, without waiting here
-
-    def _follow_policy(self, obs: Tensor, first: Tensor, task: Tensor | None, eval_mode: bool, rows: slice) -> Tensor:
-        model = self._agent.model
-        eps = torch.randn(obs.shape[0], model.spec.action_dim, generator=self._generator, device=obs.device)
-        shift = draw_shift(model, (obs.shape[0],), self._generator)
-        with self._agent.execution.products(obs.device):
-            return model.pi_action(model.encode(obs, task, shift), task, torch.zeros_like(eps) if eval_mode else eps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed actor needs to go on as if it had never stopped."""
-        return {"mean": self._mean.clone(), "generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        self._mean = state["mean"].to(self._agent.device, copy=True)
-        generator = state["generator"].cpu()
-        if generator.shape == self._generator.get_state().shape:
-            self._generator.set_state(generator)
 
 
 class TDMPC2:
@@ -114,22 +40,30 @@ class TDMPC2:
         spec: the tasks' shapes, lengths and names.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; by default the config's.
         execution: precision and compiling; by default chosen from the config, see `choose_execution`.
+        replicas: the processes that learn this agent together; by default this one alone.
 
     Raises:
         UserError: the device is not there, or the settings do not fit one another or the device.
     """
 
     def __init__(
-        self, config: Config, spec: AgentSpec, device: str | None = None, execution: Execution | None = None
+        self,
+        config: Config,
+        spec: AgentSpec,
+        device: str | None = None,
+        execution: Execution | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         self.config, self.spec = config, spec
+        self.replicas = Replicas() if replicas is None else replicas
+        check_division(default_batch_size(config), config.accumulate, self.replicas)
         self.device = choose_device(config.device if device is None else device)
         self.execution = execution if execution is not None else choose_execution(config, self.device)
         with torch.random.fork_rng(devices=[]):  # weights follow from the seed, on every device
             torch.manual_seed(derive_seed(config.seed, Stream.MODEL))
             model = WorldModel(config, spec)
         self.model = model.to(self.device)
-        self._generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, Stream.AGENT, 0))
+        self._generator = self._stream(0)
         self._actor = self.actor(derive_seed(config.seed, Stream.AGENT, 1))
         self._scale = torch.ones((), device=self.device)
         self.updates = 0
@@ -141,25 +75,31 @@ class TDMPC2:
             {"params": encoder, "lr": config.lr * config.enc_lr_scale},
             {"params": self._model_parameters[len(encoder) :], "lr": config.lr},
         ]
-        gpu = self.device.type == "cuda"
-        self._model_optimizer = torch.optim.Adam(groups, fused=True, capturable=gpu)
-        self._policy_optimizer = torch.optim.Adam(
-            self._policy_parameters, lr=config.lr, eps=1e-5, fused=True, capturable=gpu
-        )
-        _start_moments(self._model_optimizer)
-        _start_moments(self._policy_optimizer)
+        low = config.optimizer_state == "bfloat16"
+        self._rounding = self._stream(2) if low else None
+        self._model_optimizer = make_adam(groups, config.lr, 1e-8, self.device, self._rounding)
+        self._policy_optimizer = make_adam(self._policy_parameters, config.lr, 1e-5, self.device, self._rounding)
 
         self._metric_names: tuple[str, ...] = ()
         self.model.use_kernels(self.execution.compile != "none")
+        self.model.recompute_layers(config.recompute)
         full = self.execution.compile == "full"
         if full:
             share_compiled_code()
-        compiled = (improve, model_loss, policy_loss) if full else ()
+        compiled = (improve, model_loss, first_values, policy_loss) if full else ()
         self._compiled: dict[str, Callable[..., Any]] = {
             function.__name__: torch.compile(function, dynamic=False) for function in compiled
         }
-        self.plan = Recorded(self._run_plan, lambda: []) if full and gpu else self._run_plan
-        self._step = Recorded(self._run_step, self._changed_by_step) if full and gpu else self._run_step
+        # No CUDA graph is recorded of an update in parts: processes wait for one another in it. Nor with memory to be
+        # saved: a recording keeps memory of its own, copies what it changes, and knows no generator but the device's.
+        saving = config.accumulate > 1 or config.recompute or low
+        record = full and self.device.type == "cuda" and self.replicas.count == 1 and not saving
+        self.plan = Recorded(self._run_plan, lambda: []) if record else self._run_plan
+        self._step = Recorded(self._run_step, self._changed_by_step) if record else self._run_step
+
+    def _stream(self, index: int) -> torch.Generator:
+        """A random stream of this agent, on its device."""
+        return torch.Generator(self.device).manual_seed(derive_seed(self.config.seed, Stream.AGENT, index))
 
     def actor(self, seed: int) -> Actor:
         """An actor on this agent's model with a memory and random stream of its own, e.g. for evaluation."""
@@ -196,17 +136,23 @@ class TDMPC2:
 
         Args:
             batch: obs (H + 1, B, *obs_shape), action (H, B, A), reward (H, B, 1), and, optionally, terminated
-                (H, B, 1) and task (B,).
+                (H, B, 1) and task (B,). With several replicas, this one's part of the batch, as `Replicas` says.
 
         Returns:
-            scalar metrics, as detached tensors on the agent's device.
+            scalar metrics of the whole batch, as detached tensors on the agent's device.
+
+        Raises:
+            ValueError: a multi-task batch without task ids.
+            UserError: the batch cannot be cut into the parts that the settings ask for.
         """
         data = Batch.from_mapping(batch, self.device)
         if not self.spec.multitask:
             data = data._replace(task=None)
         elif data.task is None:
             raise ValueError("task: a multi-task agent learns from batches with task ids")
-        noise = draw_update_noise(self.model, data.reward.shape[1], self._generator)
+        whole = data.reward.shape[1] * self.replicas.count
+        check_division(whole, self.config.accumulate, self.replicas)
+        noise = draw_update_noise(self.model, whole, self._generator)
         values = self._step(data, noise).clone()
         self.updates += 1
         return dict(zip(self._metric_names, values.unbind(), strict=True))
@@ -218,26 +164,56 @@ class TDMPC2:
             return plan(self.model, obs, previous_mean, first_step, task, noise, self._compiled.get("improve"))
 
     def _run_step(self, data: Batch, noise: UpdateNoise) -> Tensor:
-        """Change the agent in place, without waiting for the device; returns the metrics, stacked."""
-        config, model = self.config, self.model
-        if data.task is not None:
-            model.renormalise_embeddings(data.task)
-        with self.execution.products(self.device):
-            loss, latents, metrics = self._compiled.get("model_loss", model_loss)(model, data, noise)
-        metrics["grad_norm"] = self._descend(loss, self._model_parameters, self._model_optimizer)
-        if data.task is not None:  # the policy's loss looks the moved embeddings up again
-            model.renormalise_embeddings(data.task)
+        """Change the agent in place, without waiting for the device; returns the metrics, stacked.
 
-        with self.execution.products(self.device):
-            loss_of_policy = self._compiled.get("policy_loss", policy_loss)
-            pi_loss, scale, pi_metrics = loss_of_policy(model, latents, data.task, self._scale, noise)
-        pi_metrics["pi_grad_norm"] = self._descend(pi_loss, self._policy_parameters, self._policy_optimizer)
+        Each loss is computed for one part of the batch after another; as a rule, the whole is the only part.
+        """
+        model, replicas = self.model, self.replicas
+        loss_of_model, values_of, loss_of_policy = (
+            self._compiled.get(function.__name__, function) for function in (model_loss, first_values, policy_loss)
+        )
+        in_parts = self.config.accumulate * replicas.count > 1
+
+        def parts() -> Iterator[tuple[Batch, UpdateNoise]]:
+            return cut(data, noise, self.config.accumulate, replicas)
+
+        tasks = None if data.task is None else replicas.gather(data.task)
+        if tasks is not None:
+            model.renormalise_embeddings(tasks)
+        latents, of_model = [], []
+        for part, its_noise in parts():
+            with self.execution.products(self.device):
+                loss, rollout, losses = loss_of_model(model, part, its_noise)
+            self._backward(loss, self._model_parameters)
+            latents.append(rollout)
+            of_model.append(losses)
+        metrics = mean_of_parts(of_model)
+        metrics["grad_norm"] = self._descend(self._model_parameters, self._model_optimizer)
+        if tasks is not None:  # the policy's loss looks the moved embeddings up again
+            model.renormalise_embeddings(tasks)
+
+        values: tuple[Tensor, ...] = ()
+        if in_parts:  # the running scale, by which each part's loss is divided, follows from all of them
+            with self.execution.products(self.device):
+                known = [
+                    values_of(model, z, part.task, its_noise)
+                    for z, (part, its_noise) in zip(latents, parts(), strict=True)
+                ]
+            values = (replicas.gather(torch.cat(known)),)
+        scale, of_policy = self._scale, []
+        for z, (part, its_noise) in zip(latents, parts(), strict=True):
+            with self.execution.products(self.device):
+                loss, scale, pi_metrics = loss_of_policy(model, z, part.task, self._scale, its_noise, *values)
+            self._backward(loss, self._policy_parameters)
+            of_policy.append(pi_metrics)
+        pi_metrics = mean_of_parts(of_policy)
+        pi_metrics["pi_grad_norm"] = self._descend(self._policy_parameters, self._policy_optimizer)
         self._scale.copy_(scale)
 
-        model.move_targets(config.tau)
+        model.move_targets(self.config.tau)
         metrics |= pi_metrics
         self._metric_names = tuple(metrics)
-        return torch.stack([value.float() for value in metrics.values()])
+        return replicas.mean(torch.stack([value.float() for value in metrics.values()]))
 
     def _changed_by_step(self) -> list[Tensor]:
         tensors = [*self.model.parameters(), self._scale]
@@ -245,9 +221,14 @@ class TDMPC2:
             tensors += [tensor for moments in optimizer.state.values() for tensor in moments.values()]
         return tensors
 
-    def _descend(self, loss: Tensor, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Adam) -> Tensor:
-        """One step on these parameters alone; returns the gradients' norm before clipping."""
-        loss.backward(inputs=parameters)
+    def _backward(self, loss: Tensor, parameters: list[torch.nn.Parameter]) -> None:
+        """Add a part's gradient, by its share of the batch, to those of these parameters alone."""
+        parts = self.config.accumulate * self.replicas.count
+        (loss if parts == 1 else loss / parts).backward(inputs=parameters)
+
+    def _descend(self, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> Tensor:
+        """One step along all parts' gradients; returns their norm before clipping."""
+        self.replicas.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -256,7 +237,8 @@ class TDMPC2:
     # --- saving and loading
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the agent goes on, as tensors and plain values."""
+        """Everything that decides how the agent goes on, as tensors and plain values; alike in all replicas."""
+        rounding = {} if self._rounding is None else {"rounding": self._rounding.get_state()}
         return {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
@@ -269,6 +251,7 @@ class TDMPC2:
             "actor": self._actor.state_dict(),
             "updates": self.updates,
             "execution": {"precision": self.execution.precision, "compile": self.execution.compile},
+            **rounding,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], path: str | os.PathLike[str] = "checkpoint") -> None:
@@ -284,14 +267,24 @@ class TDMPC2:
         _check_format(state, path)
         checkpoints.check_tensors(self.model.state_dict(), state["model"], path)
         self.model.load_state_dict(state["model"])
-        _load_moments(self._model_optimizer, state["model_optimizer"])
-        _load_moments(self._policy_optimizer, state["policy_optimizer"])
+        load_moments(self._model_optimizer, state["model_optimizer"])
+        load_moments(self._policy_optimizer, state["policy_optimizer"])
         self._scale.copy_(state["scale"])
-        generator = state["generator"].cpu()
-        if generator.shape == self._generator.get_state().shape:  # another device's generator cannot be taken over
-            self._generator.set_state(generator)
+        take_over(self._generator, state["generator"])
+        if self._rounding is not None and "rounding" in state:
+            take_over(self._rounding, state["rounding"])
         self._actor.load_state_dict(state["actor"])
         self.updates = int(state["updates"])
+
+    @property
+    def scale(self) -> Tensor:
+        """The running scale that the policy's loss divides values by, a scalar."""
+        return self._scale
+
+    def begin_with(self, weights: Mapping[str, Tensor], scale: Tensor) -> None:
+        """Take over a model's weights and the running scale, and nothing else, of an agent that learned before."""
+        self.model.load_state_dict(weights)
+        self._scale.copy_(scale)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to one file: it is, at every moment, the old one or the new one."""
@@ -348,29 +341,3 @@ def _check_format(state: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
         raise UserError(f"{path}: not an agent's checkpoint (missing: {', '.join(missing)})")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: format {state['format']}; this version reads format {FORMAT}")
-
-
-def _start_moments(optimizer: torch.optim.Adam) -> None:
-    """Adam's state before its first step, as that step would make it: a recording needs it in place beforehand."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def _load_moments(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:
-    """Copy an optimizer's moments into those there are, where a recording changes them; rates and flags stay as set."""
-    for index, moments in optimizer.state_dict()["state"].items():
-        for name, tensor in moments.items():
-            if index in state["state"]:
-                tensor.copy_(state["state"][index][name])
-            else:  # saved before its first step
-                tensor.zero_()
-
-
-def _tensor(values: ArrayLike | Tensor, device: torch.device) -> Tensor:
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    return tensor.to(device)

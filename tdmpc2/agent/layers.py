@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tdmpc2.agent import kernels
 
@@ -21,6 +22,14 @@ def widen(x: Tensor) -> Tensor:
 def runs_kernels(fused: bool, x: Tensor) -> bool:
     """Whether a layer told to be `fused` runs the CPU kernels on this tensor; a compiler fuses by itself."""
     return fused and x.device.type == "cpu" and x.dtype in kernels.DTYPES and not torch.compiler.is_compiling()
+
+
+def recomputed(layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """What the layer makes of its inputs. For the backward pass it keeps these alone, and computes the rest again."""
+    if not torch.is_grad_enabled():
+        return layer(*inputs)
+    # All randomness comes in as inputs: there is no generator to set back.
+    return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class SimNorm(nn.Module):
@@ -76,6 +85,8 @@ class NormedLinear(nn.Linear):
 
     fused = False
     """Whether to use the CPU kernels."""
+    recompute = False
+    """Whether to keep the input alone for the backward pass."""
 
     def __init__(self, in_features: int, out_features: int, act: SimNorm | None = None) -> None:
         super().__init__(in_features, out_features)
@@ -85,6 +96,9 @@ class NormedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        return recomputed(self._forward, x) if self.recompute else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return self.activate(super().forward(x))
 
     def activate(self, y: Tensor) -> Tensor:
@@ -141,6 +155,8 @@ class Ensemble(nn.Module):
 
     fused = False
     """Whether to use the CPU kernels."""
+    recompute = False
+    """Whether to keep each hidden layer's input alone for the backward pass."""
 
     def __init__(self, members: int, in_features: int, hidden: int, out_features: int) -> None:
         super().__init__()
@@ -179,27 +195,39 @@ class Ensemble(nn.Module):
             # On the CPU, picking weights by views saves copying them.
             return torch.stack([self._one(x, member) for member in members.tolist()])
 
+        h = x.flatten(0, -2)
+        for i in range(len(self.layers)):
+            if self.recompute and i < len(self.layers) - 1:
+                h = recomputed(self._layer, i, h, members, keep, frozen, constant)
+            else:
+                h = self._layer(i, h, members, keep, frozen, constant)
+        return h.unflatten(1, x.shape[:-1])
+
+    def _layer(
+        self, i: int, h: Tensor, members: Tensor | None, keep: Tensor | None, frozen: bool, constant: int
+    ) -> Tensor:
+        """Layer i: (N, in) -> (m, N, out) for the first, (m, N, in) -> (m, N, out) for the others."""
+
         def pick(parameter: Tensor) -> Tensor:
             chosen = parameter.detach() if frozen else parameter
             return chosen if members is None else chosen.index_select(0, members)
 
-        h = x.flatten(0, -2)
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, EnsembleLinear)
-            weight, bias = pick(layer.weight), pick(layer.bias)
-            if i == 0:  # one wide product: all members share the input
-                wide, offset = weight.flatten(0, 1), bias.flatten()
-                if constant:  # a gradient for all of x would take a product as large as this one
-                    known = F.linear(h[:, :constant].detach(), wide[:, :constant], offset)
-                    h = torch.addmm(known, h[:, constant:], wide[:, constant:].T)
-                else:
-                    h = F.linear(h, wide, offset)
-                h = h.unflatten(-1, bias.shape).transpose(0, 1)
+        layer = self.layers[i]
+        assert isinstance(layer, EnsembleLinear)
+        weight, bias = pick(layer.weight), pick(layer.bias)
+        if i == 0:  # one wide product: all members share the input
+            wide, offset = weight.flatten(0, 1), bias.flatten()
+            if constant:  # a gradient for all of x would take a product as large as this one
+                known = F.linear(h[:, :constant].detach(), wide[:, :constant], offset)
+                h = torch.addmm(known, h[:, constant:], wide[:, constant:].T)
             else:
-                h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
-            if isinstance(layer, EnsembleNormedLinear):
-                h = self._activate(h, pick(layer.ln.weight), pick(layer.ln.bias), keep if i == 0 else None)
-        return h.unflatten(1, x.shape[:-1])
+                h = F.linear(h, wide, offset)
+            h = h.unflatten(-1, bias.shape).transpose(0, 1)
+        else:
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+        if not isinstance(layer, EnsembleNormedLinear):
+            return h
+        return self._activate(h, pick(layer.ln.weight), pick(layer.ln.bias), keep if i == 0 else None)
 
     def _activate(self, h: Tensor, scale: Tensor, offset: Tensor, keep: Tensor | None) -> Tensor:
         if runs_kernels(self.fused, h):

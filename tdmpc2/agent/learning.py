@@ -157,8 +157,23 @@ def model_loss(model: WorldModel, batch: Batch, noise: UpdateNoise) -> tuple[Ten
     return total, latents.detach(), {name: loss.detach() for name, loss in losses.items()}
 
 
+@torch.no_grad()
+def first_values(model: WorldModel, latents: Tensor, task: Tensor | None, noise: UpdateNoise) -> Tensor:
+    """What `policy_loss` finds as values at t = 0, for the running scale: (H + 1, B, L) -> (B, 1)."""
+    first, B = latents[0], latents.shape[1]
+    action = model.pi_action(first, task, noise.policy_eps[0])
+    keep = None if noise.policy_keep is None else noise.policy_keep[:, :B].contiguous()
+    logits = model.Q(first, action, task, members=noise.policy_members, keep=keep)
+    return model.two_hot.decode(logits).mean(dim=0)
+
+
 def policy_loss(
-    model: WorldModel, latents: Tensor, task: Tensor | None, scale: Tensor, noise: UpdateNoise
+    model: WorldModel,
+    latents: Tensor,
+    task: Tensor | None,
+    scale: Tensor,
+    noise: UpdateNoise,
+    values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The loss of the policy prior (ALGORITHM: step 5), with gradients for its parameters only.
 
@@ -168,6 +183,7 @@ def policy_loss(
         task: (B,) task ids, or None.
         scale: scalar, the running scale before this update.
         noise: see `UpdateNoise`.
+        values: the whole batch's `first_values`, where these latents are a part of it; None where they are all.
 
     Returns:
         the loss, the running scale after this update, and metrics by name.
@@ -176,7 +192,7 @@ def policy_loss(
     action, info = model.pi(latents, task, noise.policy_eps)
     logits = model.Q(latents, action, task, members=noise.policy_members, keep=noise.policy_keep, frozen=True)
     q = model.two_hot.decode(logits).mean(dim=0)
-    scale = update_scale(scale, q[0].detach(), config.tau)
+    scale = update_scale(scale, q[0].detach() if values is None else values, config.tau)
     objective = (config.entropy_coef * info["scaled_entropy"] + q / scale).mean(dim=(1, 2))
     loss = -(step_weights(config.rho, len(objective), latents.device) * objective).mean()
     metrics = {

@@ -80,6 +80,12 @@ class WorldModel(nn.Module):
             if isinstance(module, NormedLinear | Ensemble | TwoHot):
                 module.fused = fused
 
+    def recompute_layers(self, recompute: bool) -> None:
+        """Choose between computing hidden layers again for the backward pass and keeping what they computed."""
+        for module in self.modules():
+            if isinstance(module, NormedLinear | Ensemble):
+                module.recompute = recompute
+
     # --- what a task decides
 
     def embedding(self, task: Tensor) -> Tensor:

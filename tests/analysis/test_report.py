@@ -8,6 +8,11 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from analysis.report import NOTEBOOK, NotebookError, main, make_report
 
+FIGURES = (
+    "learning_curves", "final_scores", "training_losses", "multitask_curves", "multitask_comparison",
+    "offline_training_losses",
+)  # fmt: skip
+
 
 def test_notebook_is_committed_without_outputs_and_with_a_parameters_cell():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -23,12 +28,17 @@ def test_report_renders_from_end_to_end_with_the_right_numbers(writer, published
     writer.add("mw-reach", 1, [(0, 5.0, 0.0), (3000, 50.0, 0.4)], size=5)
     writer.add("dog-run", 1, None)
     reference = published({"tdmpc2/walker-walk.csv": "step,reward,seed\n0,20,1\n100000,920,1\n"})
+    both = ["walker-walk", "mw-reach"]
+    points = [(0, dict.fromkeys(both, 0.0)), (2000, {"walker-walk": 300.0, "mw-reach": 0.6})]
+    writer.add_multi(both, 1, points, data="sweep-buffers")
+    writer.add_multi(both, 1, None, size=5)
     assert main([str(writer.folder), "--reference", str(reference)]) == 0
 
     reports = writer.folder / "reports"
     page = reports / "learning_curves.html"
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
     final = pd.read_csv(reports / "tables" / "final_scores.csv").set_index("task")
+    final = final[final["kind"] == "single"]
     assert final.loc["walker-walk", ["seeds", "env_steps", "mean", "std", "score"]].tolist() == [3, 3000, 500, 100, 50]
     assert final.loc["walker-walk", "published_tdmpc2"] == pytest.approx(47.0)  # 20 + 900 x 3,000 / 100,000
     assert final.loc["mw-reach", ["mean", "score"]].tolist() == [0.4, 40.0]
@@ -36,10 +46,17 @@ def test_report_renders_from_end_to_end_with_the_right_numbers(writer, published
     runs = pd.read_csv(reports / "tables" / "runs.csv").set_index("run")
     assert runs.loc["dog-run-1M-seed1", "state"] == "not started"
     assert {path.name for path in (reports / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("learning_curves", "final_scores", "training_losses") for kind in ("png", "svg")
+        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
     }
+    comparison = pd.read_csv(reports / "tables" / "comparison.csv").set_index(["task", "size"])
+    assert comparison.loc[("walker-walk", 1), ["score", "single_score", "difference"]].tolist() == [30.0, 50.0, -20.0]
+    assert comparison.loc[("mw-reach", 1), ["score", "single_score", "difference"]].tolist() == [60.0, 40.0, 20.0]
     html = page.read_text()
-    assert "6 runs: 4 done, 1 failed, 1 not started." in html
+    assert "8 runs: 5 done, 1 failed, 2 not started. 2 of them learn from a data set alone" in html
+    assert "Multi-task agents" in html
+    assert "learned offline from the data set" in html
+    assert "sweep-buffers" in html
+    assert "1 of 2 multi-task runs not done: 1 not started." in html
     assert "loss became &lt;NaN&gt; at step 1500" in html  # the reason is shown, and escaped
     assert "import" not in html  # no code
     assert 'href="tables/final_scores.csv"' in html
@@ -118,5 +135,6 @@ def test_sweep_of_which_nothing_can_be_read_still_gets_a_report(writer):
     (writer.folder / "runs" / "walker-walk-1M-seed1").mkdir(parents=True)
     html = make_report(writer.folder).read_text()
     assert "No evaluation has been recorded yet" in html
+    assert "Multi-task" not in html  # there is none
     assert "status.json: missing; config.yaml: missing; eval.csv: missing" in html
     assert "Warning" not in html

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from analysis.results import TABLE_COLUMNS, load_sweep, load_training
+from analysis.runs import name_task_sets
 from tdmpc2.errors import UserError
+from tdmpc2.tasks import TASK_SETS
 from tdmpc2.training.folder import RunFolder
 
 NOW = 1_700_000_000.0
@@ -157,13 +159,99 @@ def test_run_that_differs_from_its_plan_is_remarked(writer):
     assert runs["seed"].tolist() == [9, 2]  # what the run really did
 
 
-def test_variants_and_multi_task_runs_are_series_of_their_own(writer):
+def test_variants_and_kinds_are_series_of_their_own(writer):
     writer.add("walker-walk", 1, [(0, 30.0)], config={"label": "no-mpc"}, planned=False)
     writer.add("walker-walk", 2, [(0, 30.0)], config={"obs": "rgb"}, planned=False)
-    writer.add("walker-walk", 3, [(0, 30.0)], config={"task": "walker-walk,dog-run"}, planned=False)
+    writer.add("walker-walk", 3, [(0, 30.0)], config={"task": "walker-walk,dog-run", "data": "d"}, planned=False)
+    writer.add("walker-walk", 4, [(0, 30.0)], config={"checkpoint": "runs/x"}, planned=False, variant="-finetuned")
+    writer.add("walker-walk", 5, [(0, 30.0)], config={"data": "d"}, planned=False)
+    runs = load_sweep(writer.folder, now=NOW).runs.set_index("seed").sort_index()
+    assert runs["algorithm"].tolist() == ["tdmpc2 no-mpc", "tdmpc2-pixels", *["tdmpc2"] * 3]
+    assert runs["kind"].tolist() == ["single", "single", "multi", "finetuned", "offline"]
+
+
+def test_kind_of_a_run_that_has_not_started_comes_from_the_plan(writer):
+    writer.add_multi(["walker-walk", "dog-run"], 1, None, total=2000)
+    plan = json.loads((writer.folder / "plan.json").read_text())
+    few = {"task": "dog-run", "model_size": 5, "seed": 1, "env_steps": 20000}
+    plan["runs"].append({"name": "dog-run-5M-finetuned-few-seed1", **few, "kind": "finetune", "updates": 10000})
+    (writer.folder / "plan.json").write_text(json.dumps(plan))
     runs = load_sweep(writer.folder, now=NOW).runs
-    assert runs["algorithm"].tolist() == ["tdmpc2 no-mpc", "tdmpc2-pixels", "tdmpc2"]
-    assert runs["kind"].tolist() == ["single", "single", "multi"]
+    assert runs[["kind", "algorithm", "state"]].to_numpy().tolist() == [
+        ["multi", "tdmpc2", "not started"],
+        ["finetuned", "tdmpc2 few", "not started"],
+    ]
+    assert runs["total_updates"].tolist() == [2000, 10000]
+    assert runs["progress"].iloc[0] == 0.0
+    assert np.isnan(runs["total_env_steps"].iloc[0])
+
+
+def test_offline_run_is_read_by_updates_with_a_row_a_task(writer):
+    points = [(0, {"walker-walk": 30.0, "mw-reach": 0.0}), (1000, {"walker-walk": 250.0, "mw-reach": 0.4})]
+    writer.add_multi(["walker-walk", "mw-reach"], 1, points, state="running", total=4000, data="../datasets/mine")
+    sweep = load_sweep(writer.folder, now=NOW)
+    rows = sweep.table[sweep.table["score"].notna()]
+    assert rows[["task", "kind", "task_set", "updates", "metric", "value", "episodes"]].to_numpy().tolist() == [
+        ["mw-reach", "multi", "2 tasks", 0, "success", 0.0, 5],
+        ["mw-reach", "multi", "2 tasks", 1000, "success", 0.4, 5],
+        ["walker-walk", "multi", "2 tasks", 0, "return", 30.0, 5],
+        ["walker-walk", "multi", "2 tasks", 1000, "return", 250.0, 5],
+    ]
+    assert rows["score"].tolist() == [0.0, 40.0, 3.0, 25.0]
+    assert rows["env_steps"].isna().all()
+    run = sweep.runs.iloc[0]
+    assert (run["data"], run["updates"], run["total_updates"], run["progress"]) == ("mine", 1000, 4000, 0.25)
+    assert (run["evaluations"], run["reason"]) == (2, "")
+
+
+def test_tasks_that_an_evaluation_lacks_are_reported(writer):
+    both = {"walker-walk": 30.0, "dog-run": 5.0}
+    points = [(0, both), (1000, {"walker-walk": 90.0}), (2000, both)]
+    writer.add_multi(["walker-walk", "dog-run", "mw-reach"], 1, points)
+    reason = load_sweep(writer.folder, now=NOW).runs["reason"].iloc[0]
+    assert reason == ("eval.csv: no evaluation of mw-reach; eval.csv: an evaluation at 1,000 updates lacks dog-run")
+
+
+def test_evaluation_being_written_is_no_fault_of_a_running_run(writer):
+    points = [(0, {"walker-walk": 30.0, "dog-run": 5.0}), (1000, {"walker-walk": 90.0})]
+    writer.add_multi(["walker-walk", "dog-run"], 1, points, state="running")
+    writer.add_multi(["walker-walk", "dog-run"], 2, points, state="failed", message="NaN")
+    assert load_sweep(writer.folder, now=NOW).runs["reason"].tolist() == [
+        "",
+        "NaN; eval.csv: an evaluation at 1,000 updates lacks dog-run",
+    ]
+
+
+def test_rows_of_foreign_tasks_and_rows_without_a_step_are_reported(writer):
+    run = writer.add_multi(["walker-walk", "dog-run"], 1, [(0, {"walker-walk": 30.0, "dog-run": 5.0})])
+    with (run / "eval.csv").open("a") as file:
+        file.write(",,0,1.0,cup-spin,5,7.0,0.0,,500\n,,,1.0,dog-run,5,9.0,0.0,,500\n")
+    online = writer.add("dog-run", 1, [(0, 4.0)])
+    with (online / "eval.csv").open("a") as file:
+        file.write(",,1500,1.0,dog-run,5,9.0,0.0,,500\n")  # an acting run has environment steps
+    sweep = load_sweep(writer.folder, now=NOW)
+    assert sorted(sweep.table["value"]) == [4.0, 5.0, 30.0]
+    assert run_row(sweep.runs, "walker-walk+dog-run-1M-seed1")["reason"] == (
+        "eval.csv: 1 unreadable row left out; eval.csv: rows of cup-spin, not among the run's tasks, left out"
+    )
+    assert run_row(sweep.runs, "dog-run-1M-seed1")["reason"] == "eval.csv: 1 unreadable row left out"
+
+
+def test_task_sets_are_named_for_people_and_apart():
+    ab, ac = ("walker-walk", "dog-run"), ("walker-walk", "cup-spin")
+    names = name_task_sets([TASK_SETS["mt30"], ab, ac, ab, ("dog-run",), ("cup-spin",)])
+    assert list(names.values()) == ["mt30", "2 tasks", "2 tasks (2)", "1 task", "1 task"]
+
+
+def test_training_log_of_an_offline_run_is_over_updates(writer):
+    writer.add("walker-walk", 1, [(0, 30.0)])
+    writer.add_multi(["walker-walk", "dog-run"], 1, [(0, {"walker-walk": 30.0, "dog-run": 5.0})])
+    training = load_training(load_sweep(writer.folder, now=NOW))
+    rows = training.set_index("kind")
+    assert rows.loc["multi", "updates"].tolist() == [1000, 2000]
+    assert rows.loc["multi", "env_steps"].isna().all()
+    assert rows.loc["multi", "value_loss"].tolist() == [1.5, 1.25]
+    assert rows.loc["single", "env_steps"] == 2000
 
 
 def test_not_started_variant_is_recognised_by_its_name(writer):

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.reference import load_reference
@@ -111,17 +112,66 @@ def test_final_scores_say_where_the_published_curve_ends(writer, published):
 
 
 def test_multi_task_run_gives_a_score_for_each_of_its_tasks(writer):
-    run = writer.add("walker-walk", 1, [(0, 30.0)], config={"task": "walker-walk,dog-run"}, planned=False)
-    with (run / "eval.csv").open("a") as file:
-        file.write("0,0,0,1.0,dog-run,10,5.0,0.0,,500\n")
-    writer.add("walker-walk", 2, [(0, 50.0)], planned=False)
+    writer.add_multi(["walker-walk", "dog-run"], 1, [(0, {"walker-walk": 30.0, "dog-run": 5.0})], total=0)
+    writer.add("walker-walk", 2, [(0, 50.0)])
     sweep = load_sweep(writer.folder, now=NOW)
     final = final_scores(sweep.runs, sweep.table)
-    assert final[["task", "kind", "mean"]].to_numpy().tolist() == [
-        ["dog-run", "multi", 5.0],
-        ["walker-walk", "multi", 30.0],
-        ["walker-walk", "single", 50.0],
+    assert final[["task", "kind", "task_set", "mean"]].to_numpy().tolist() == [
+        ["dog-run", "multi", "2 tasks", 5.0],
+        ["walker-walk", "multi", "2 tasks", 30.0],
+        ["walker-walk", "single", "", 50.0],
     ]
+
+
+def test_offline_seeds_are_compared_at_the_same_updates(writer):
+    tasks = ["walker-walk", "mw-reach"]
+    for seed, value in ((1, 300.0), (2, 400.0), (3, 500.0)):
+        writer.add_multi(
+            tasks,
+            seed,
+            [(0, {"walker-walk": 30.0, "mw-reach": 0.0}), (2000, {"walker-walk": value, "mw-reach": 0.5})],
+        )
+    early = [(0, {"walker-walk": 30.0, "mw-reach": 0.0}), (1000, {"walker-walk": 900.0, "mw-reach": 1.0})]
+    writer.add_multi(tasks, 4, early, state="failed", message="NaN")
+    sweep = load_sweep(writer.folder, now=NOW)
+    final = final_scores(sweep.runs, sweep.table).set_index("task")
+    walk = final.loc["walker-walk"]
+    assert (walk["seeds_planned"], walk["seeds"], walk["updates"], walk["episodes"]) == (4, 3, 2000, 15)
+    assert (walk["mean"], walk["std"], walk["score"]) == (400.0, 100.0, 40.0)
+    assert walk["low"] == pytest.approx(400 - 248.4138, abs=1e-3)  # Student's t: 4.302653 x 100 / sqrt(3)
+    assert walk["env_steps"] is pd.NA
+    assert walk["note"] == "seed 4 failed at 1,000 updates, not counted"
+    assert final.loc["mw-reach", "score"] == 50.0
+
+
+def test_offline_score_before_the_end_says_so(writer):
+    writer.add_multi(["walker-walk", "dog-run"], 1, [(500, {"walker-walk": 9.0, "dog-run": 9.0})], state="running")
+    sweep = load_sweep(writer.folder, now=NOW)
+    assert set(final_scores(sweep.runs, sweep.table)["note"]) == {"seed 1 running; 500 of 2,000 updates"}
+
+
+def test_curves_run_over_each_kinds_own_axis(writer):
+    writer.add("walker-walk", 1, [(0, 10.0), (3000, 20.0)])
+    points = [(0, {"walker-walk": 1.0, "dog-run": 2.0}), (1000, {"walker-walk": 3.0, "dog-run": 4.0})]
+    writer.add_multi(["walker-walk", "dog-run"], 1, points)
+    table = curves(load_sweep(writer.folder, now=NOW).table)
+    walk = table[table["task"] == "walker-walk"]
+    assert walk.loc[walk["kind"] == "single", "env_steps"].tolist() == [0, 3000]
+    assert walk.loc[walk["kind"] == "single", "updates"].isna().all()
+    assert walk.loc[walk["kind"] == "multi", "updates"].tolist() == [0, 1000]
+    assert walk.loc[walk["kind"] == "multi", "env_steps"].isna().all()
+    assert walk.loc[walk["kind"] == "multi", "mean"].tolist() == [1.0, 3.0]
+
+
+def test_agents_of_different_task_sets_are_never_averaged(writer):
+    writer.add_multi(["walker-walk", "dog-run"], 1, [(2000, {"walker-walk": 100.0, "dog-run": 1.0})])
+    three = {"walker-walk": 300.0, "dog-run": 3.0, "cup-spin": 9.0}
+    writer.add_multi(list(three), 1, [(2000, three)])
+    sweep = load_sweep(writer.folder, now=NOW)
+    final = final_scores(sweep.runs, sweep.table)
+    walk = final[final["task"] == "walker-walk"].set_index("task_set")
+    assert walk["mean"].to_dict() == {"2 tasks": 100.0, "3 tasks": 300.0}
+    assert walk["seeds"].tolist() == [1, 1]
 
 
 def test_tasks_are_ordered_by_suite_then_name():
@@ -130,13 +180,12 @@ def test_tasks_are_ordered_by_suite_then_name():
 
 
 def test_percentiles_over_runs_in_bins(writer):
-    import pandas as pd
-
     training = pd.DataFrame(
         {
             "algorithm": "tdmpc2",
             "kind": "single",
             "size": pd.array([1] * 4, dtype="Int64"),
+            "task_set": "",
             "env_steps": [100.0, 400.0, 900.0, 1000.0],
             "loss": [1.0, 3.0, 10.0, 20.0],
         }
