@@ -168,6 +168,8 @@ def _info(options: argparse.Namespace) -> int:
     import torch
 
     from tdmpc2.agent.execution import choose_device, choose_execution
+    from tdmpc2.agent.memory import update_memory
+    from tdmpc2.agent.parts import default_batch_size
     from tdmpc2.agent.world_model import WorldModel
 
     device = choose_device(config.device)
@@ -195,6 +197,14 @@ def _info(options: argparse.Namespace) -> int:
         console.print(f"{name}: {getattr(execution, name)}{because}", highlight=False, soft_wrap=True)
     if execution.notice:
         console.print(execution.notice, highlight=False, soft_wrap=True)
+    memory = update_memory(config, spec, default_batch_size(config))
+    lasting = sum(memory[name] for name in ("parameters", "target_qs", "moments"))
+    console.print(
+        f"memory of an update: about {memory['total'] / 1e9:.2f} GB, {lasting / 1e9:.2f} GB of it weights and moments "
+        "(accumulate=, recompute= and optimizer_state= lower it)",
+        highlight=False,
+        soft_wrap=True,
+    )
     if config.offline:
         console.print(f"budget: {config.total_updates:,} updates", highlight=False)
     elif not spec.multitask:

@@ -120,7 +120,7 @@ class Config:
 
     # --- learning
     batch_size: Annotated[Positive | None, Unset] = None
-    """Sequences in a batch. Default: 256 for one task, 1024 for several."""
+    """Sequences in a batch. Default: 256 online, 1024 with `data`."""
     horizon: Positive = 3
     """Steps the model is unrolled for, in learning and planning."""
     lr: Above0 = 3e-4

@@ -8,9 +8,7 @@ costs no more where a data set has many.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 import threading
 from collections.abc import Mapping
 from itertools import pairwise
@@ -23,8 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc2.data.dataset import Dataset
+from tdmpc2.data.paging import ReadAhead, outgrows_memory
 from tdmpc2.data.prefetch import WHOLE, part_of
 from tdmpc2.errors import UserError, nearest, require, unknown_name
+
+ROW_FIELDS = ("obs", "action")
+"""Fields whose rows are wide. Of data larger than memory these are read page by page; the others soon stay in it."""
 
 
 class MultitaskReplay:
@@ -52,9 +54,6 @@ class MultitaskReplay:
         ids = {task.name: task.id for task in dataset.tasks}
         records = sorted(dataset.stores, key=lambda record: ids[record.task])  # is stable
         self._stores = [dataset.open_store(record, horizon) for record in records]
-        for store in self._stores:
-            for column in store.rows.columns.values():
-                _expect_random_reads(column)
         self._physical_rows = np.array([store.layout.physical_rows for store in self._stores])
         self._task_of_store = np.array([ids[record.task] for record in records])
         self._bounds = np.cumsum([0, *(store.episodes.num_starts for store in self._stores)])
@@ -64,6 +63,12 @@ class MultitaskReplay:
         """Number of each task's first sequence, and of all sequences."""
         self._cumulative = None if weights is None else self._cumulative_weights(weights)
         self._steps = np.arange(horizon + 1)
+        size = sum(column.nbytes for store in self._stores for column in store.rows.columns.values())
+        self._read_ahead = ReadAhead() if outgrows_memory(size) else None
+        if self._read_ahead is not None:
+            for store in self._stores:
+                for name in ROW_FIELDS:
+                    self._read_ahead.expect_random(store.rows.columns[name])
 
     def _cumulative_weights(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
         names = [task.name for task in self.dataset.tasks]
@@ -193,6 +198,8 @@ class MultitaskReplay:
         for store, piece in zip(stores, pieces, strict=True):
             row[piece], _ = store.episodes.locate(local[piece])
         places = (row[:, None] + self._steps) % self._physical_rows[store_of[order], None]
+        if self._read_ahead is not None:
+            self._begin_reading(places[:, 0], store_of[order])
 
         B, L = places.shape
         obs = np.zeros((B, L, self.dataset.obs_dim), np.float32)
@@ -211,9 +218,24 @@ class MultitaskReplay:
         out["terminated"].numpy()[:, order, 0] = terminated[:, 1:].T
         out["task"].numpy()[:] = self._task_of_store[store_of]
 
+    def _begin_reading(self, place: NDArray[np.int64], store_of: NDArray[np.int64]) -> None:
+        """Have the disk at work on all of a batch's observations and actions, (B,) places in (B,) stores, at once."""
+        assert self._read_ahead is not None
+        starts, ends = [], []
+        for name in ROW_FIELDS:
+            columns = [store.rows.columns[name] for store in self._stores]
+            base = np.array([column.ctypes.data for column in columns])[store_of]
+            row_bytes = np.array([column.strides[0] for column in columns])[store_of]
+            last = np.minimum(place + len(self._steps), self._physical_rows[store_of])  # the ring's end may come first
+            starts.append(base + place * row_bytes)
+            ends.append(base + last * row_bytes)
+        self._read_ahead.begin(np.concatenate(starts), np.concatenate(ends))
+
     def close(self) -> None:
         """Close the files. The data set cannot be sampled any more."""
         with self._lock:
+            if self._read_ahead is not None:
+                self._read_ahead.close()
             for store in self._stores:
                 store.rows.close()
                 store.episodes.close()
@@ -231,21 +253,6 @@ class MultitaskReplay:
     def _require_open(self) -> None:
         if not self._stores:
             raise ValueError(f"data set {self.dataset.name}: is closed")
-
-
-def _expect_random_reads(mapped: NDArray[np.generic]) -> None:
-    """Have the system read no more of a mapped file than the pages that are touched.
-
-    By itself it reads 128 KiB around each of them. Of data larger than memory that is wasted: a batch of 1,024
-    sequences would read half a gigabyte, where some 20 MB do.
-    """
-    if sys.platform == "linux":  # elsewhere, it is only slower
-        madv_random = 1
-        code = ctypes.CDLL(None, use_errno=True).madvise(
-            ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.nbytes), madv_random
-        )
-        if code != 0:
-            raise OSError(ctypes.get_errno(), "madvise on a memory-mapped replay file")
 
 
 def draw_sequences(

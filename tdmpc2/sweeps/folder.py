@@ -46,6 +46,8 @@ class PlanEntry:
     kind: Kind = "online"
     gpus: float = 0.0
     """Share of a GPU, or number of them, that it asks for."""
+    data: str = ""
+    """The data set that it learns from, if any."""
 
     @classmethod
     def of(cls, config: Config, gpus: float = 0.0) -> PlanEntry:
@@ -60,6 +62,7 @@ class PlanEntry:
             updates=config.total_updates,
             kind=kind_of(config),
             gpus=gpus,
+            data=config.data or "",
         )
 
     @property

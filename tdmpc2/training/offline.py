@@ -12,6 +12,7 @@ from torch import Tensor
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.execution import choose_device, resume_execution
+from tdmpc2.agent.parts import check_division, default_batch_size
 from tdmpc2.agent.replicas import Replicas
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import MANIFEST, Dataset
@@ -30,8 +31,6 @@ from tdmpc2.training.logs import OFFLINE_TRAIN_COLUMNS, RunLogs, RunningMeans
 from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.runtime import Stopped, StopRequest, available_cores
 
-BATCH_SIZE = 1024
-"""Sequences in a batch, unless set."""
 CHECKPOINT_SECONDS = 600.0
 """A checkpoint is written at least this often, however slow the run."""
 LOG_UPDATES = 100
@@ -64,12 +63,7 @@ def check_offline(config: Config, processes: int = 1) -> None:
     parse_task_weights(config.task_weights, data)
     data.check()
     shortest = min(task.episode_length for task in data.tasks)
-    batch_size, parts = config.batch_size or BATCH_SIZE, processes * config.accumulate
-    require(
-        batch_size % parts == 0,
-        f"batch_size: {batch_size} sequences cannot be divided into {parts} equal parts ({processes} processes x "
-        f"accumulate={config.accumulate}); nearest is {max(1, round(batch_size / parts)) * parts}",
-    )
+    check_division(default_batch_size(config), config.accumulate, Replicas(0, processes))
     require(config.horizon <= shortest, f"horizon: {config.horizon} is longer than an episode ({shortest} agent steps)")
 
 
@@ -105,8 +99,8 @@ class OfflineTraining:
         weights = parse_task_weights(config.task_weights, self.data)
         self.replay = MultitaskReplay(self.data, config.horizon, weights)
         stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
-        batch_size = config.batch_size or BATCH_SIZE
-        self._batches = Prefetcher(self.replay, batch_size, stream, device, part=(team.rank, team.size))
+        part = (team.rank, team.size)
+        self._batches = Prefetcher(self.replay, default_batch_size(config), stream, device, part)
         self._evaluator: Evaluator | None = None
         self._evaluated = [task.name for task in self.data.tasks if get_task(task.name).domain in BACKENDS]
         self._say_what_is_not_evaluated()

@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_spares_the_checkpoint(off
         ({"data": "tiro"}, "did you mean 'trio'"),
         ({"task": f"{DATA['task']},walker-walk"}, "walker-walk"),
         ({"task_weights": "cup-cach:2"}, "task_weights.*'cup-catch'"),
-        ({"batch_size": 9, "accumulate": 4}, r"batch_size: 9 .* 4 equal parts .*accumulate=4.*nearest is 8"),
+        ({"batch_size": 9, "accumulate": 4}, "accumulate: 4 does not divide batch_size 9 into equal parts"),
         ({"horizon": 21}, "horizon: 21 is longer than an episode"),
     ],
 )
@@ -259,7 +259,8 @@ def test_two_processes_give_the_losses_of_one_up_to_rounding(words, tmp_path):
     assert folder.read_status().state == "done"
     first, second = (checkpoints.read(run.checkpoint)["agent"]["model"] for run in (one, folder))
     for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        where = f"{name} differs"
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5, msg=where)
     assert column(folder.eval_csv, "task") == list(TASKS) * 2  # written once
 
 
