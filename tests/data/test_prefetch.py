@@ -270,7 +270,7 @@ def test_an_interrupt_while_waiting_for_a_batch_loses_nothing(make, encode, begi
     stream = generator(6)
     expected = [replay.sample(B, stream) for _ in range(3)]
     go_on = threading.Event()
-    before_each_draw(monkeypatch, lambda call: call != 2 or go_on.wait(timeout=10))
+    before_each_draw(monkeypatch, lambda call: call != 2 or go_on.wait(timeout=60))
     prefetcher = begin(replay, generator(6))
     assert_equal(prefetcher.next(), expected[0])
     state = prefetcher.state()

@@ -102,9 +102,9 @@ def test_the_first_plan_within_a_random_episode_starts_from_nothing(tiny, short_
     first_steps = []
     act = TDMPC2.act
 
-    def recorded(agent: TDMPC2, obs: Any, first_step: Any) -> Any:
+    def recorded(agent: TDMPC2, obs: Any, first_step: Any, task: Any) -> Any:
         first_steps.append(bool(first_step[0]))
-        return act(agent, obs, first_step)
+        return act(agent, obs, first_step, task)
 
     monkeypatch.setattr(TDMPC2, "act", recorded)
     train(tiny(seed_steps=30, steps=45, eval_freq=1000), show_progress=False)
