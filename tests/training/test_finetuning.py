@@ -16,6 +16,7 @@ from training_launcher import Kill, Launcher
 
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
+from tdmpc2.cli import main
 from tdmpc2.config import NOT_IDENTITY, Config, parse_settings
 from tdmpc2.errors import UserError
 from tdmpc2.spec import AgentSpec
@@ -161,6 +162,20 @@ def test_a_killed_run_goes_on_exactly_even_where_its_source_is_gone(
     outcomes = [contents(RunFolder.of(parse_settings(Config, run))) for run in (killed, untouched)]
     assert "recompute" in NOT_IDENTITY  # what `contents` leaves out
     identical(*outcomes)
+
+
+def test_the_command_finetune_takes_the_embedding_as_an_option(words, short_episodes, source, capsys):
+    settings = words(task=NEW, checkpoint=source, **{**BRIEF, "steps": 10})
+    assert main(["finetune", *settings, "--embedding-from", "zero"]) == 0
+    folder = RunFolder.of(parse_settings(Config, [*settings, "embedding_from=zero"]))
+    assert folder.path.name == f"{NEW}-1M-finetuned-seed1"
+    assert not model_of(folder)["_task_emb"][3].any()
+    assert "its embedding begins as zero" in capsys.readouterr().err
+
+
+def test_the_command_finetune_asks_for_a_checkpoint(capsys):
+    assert main(["finetune", f"task={NEW}"]) == 2
+    assert "checkpoint: missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
