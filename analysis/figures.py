@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.layout import add_legend, legend_height, panel_grid
+from analysis.layout import panel_grid, score_rows
 from analysis.results import SERIES, registry_table
 from analysis.scores import (
     MIN_SEEDS_FOR_INTERVAL,
@@ -232,30 +232,15 @@ def final_scores(final: pd.DataFrame, last: pd.DataFrame) -> Figure:
     tasks = task_order(final["task"])
     published = published_algorithms(final)
     styles = style.series_styles([*series_of(final), *[(name, "published", None, "") for name in published]])
-    blocks = np.array_split(np.array(tasks, dtype=object), max(1, math.ceil(len(tasks) / 40)))
-    font = {1: 7.0, 2: 6.0}.get(len(blocks), 5.0)
+    columns = max(1, math.ceil(len(tasks) / 40))
     row = 0.1 + 0.085 * len(series_of(final))
     entries = _score_legend(styles, early=not last["counted"].all())
-
-    total, bottom = style.PAGE_WIDTH, 0.36
-    top = legend_height(entries, total)
-    tall = top + row * max(len(block) for block in blocks) + bottom
     with style.applied():
-        figure = Figure(figsize=(total, tall))
-        share = total / len(blocks)
-        for index, block in enumerate(blocks):
-            names = max((len(task) for task in block), default=1) * font * 0.56 / 72 + 0.12
-            left, width = index * share + names, share - names - 0.12
-            axes = figure.add_axes((left / total, bottom / tall, width / total, 1 - (top + bottom) / tall))
-            _draw_scores(axes, list(block), final, last, styles)
-            axes.set_yticks(range(len(block)), list(block), fontsize=font)
-            axes.set_ylim(len(block) - 0.5, -0.5)
-            axes.set_xlim(-2, 102)
-            axes.set_xticks([0, 25, 50, 75, 100])
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
-        figure.supxlabel(SCORE_LABEL, fontsize=7, y=0.06 / tall, va="bottom")
-        add_legend(figure, entries)
+        figure = Figure()
+        score_rows(
+            figure, tasks, columns, row, entries, SCORE_LABEL,
+            lambda axes, block: _draw_scores(axes, block, final, last, styles),
+        )  # fmt: skip
     return figure
 
 

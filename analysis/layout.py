@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,48 @@ def panel_grid(
     figure.supxlabel(x_label, fontsize=max(font, 7.0), y=0.06 / tall, va="bottom")
     add_legend(figure, legend)
     return panels
+
+
+def score_rows(
+    figure: Figure,
+    tasks: Sequence[str],
+    columns: int,
+    row: float,
+    legend: Sequence[Artist],
+    x_label: str,
+    draw: Callable[[Axes, list[str]], None],
+) -> None:
+    """Rows of normalised scores, one a task, in axes side by side; the shared legend above and the x label below them.
+
+    Args:
+        figure: an empty figure, which takes the width of a page and the height it needs.
+        tasks: in order; the first fill the first axes, from top to bottom.
+        columns: axes side by side.
+        row: height of a task's row.
+        legend: the legend's entries.
+        x_label: label of all x-axes.
+        draw: draws the scores of tasks, the first at y = 0.
+    """
+    font = {1: 7.0, 2: 6.0}.get(columns, 5.0)
+    total, bottom = style.PAGE_WIDTH, 0.36
+    top, most = legend_height(legend, total), math.ceil(len(tasks) / columns)
+    tall = top + row * most + bottom
+    figure.set_size_inches(total, tall)
+    share = total / columns
+    for index, part in enumerate(np.array_split(np.array(tasks, dtype=object), columns)):
+        block = [str(task) for task in part]
+        names = max((len(task) for task in block), default=1) * font * 0.56 / 72 + 0.12
+        left, width, height = index * share + names, share - names - 0.12, row * len(block) / tall
+        axes = figure.add_axes((left / total, 1 - top / tall - height, width / total, height))
+        draw(axes, block)
+        axes.set_yticks(range(len(block)), block, fontsize=font)
+        axes.set_ylim(len(block) - 0.5, -0.5)
+        axes.set_xlim(-2, 102)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+    figure.supxlabel(x_label, fontsize=7, y=0.06 / tall, va="bottom")
+    add_legend(figure, legend)
 
 
 def _columns(count: int) -> int:

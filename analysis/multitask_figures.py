@@ -30,7 +30,7 @@ from analysis.figures import (
     set_limits,
     spread_entries,
 )
-from analysis.layout import Panel, add_legend, legend_height, panel_grid
+from analysis.layout import Panel, panel_grid, score_rows
 from analysis.results import SERIES
 from analysis.scores import MIN_SEEDS_FOR_INTERVAL, curves, groups, offline, primary, task_order
 from tdmpc2.tasks import TASKS
@@ -152,28 +152,18 @@ def kinds_compared(comparison: pd.DataFrame) -> Figure:
     styles = style.series_styles([*_scored_series(comparison), *_single_series(single)])
     entries = _compared_legend(styles, comparison)
     row = 0.09 + 0.06 * len(styles)
-    blocks = np.array_split(np.array(tasks, dtype=object), min(3, max(1, math.ceil(row * len(tasks) / _TALLEST))))
-    font = {1: 7.0, 2: 6.0}.get(len(blocks), 5.0)
-    total, bottom = style.PAGE_WIDTH, 0.36
-    top = legend_height(entries, total)
-    tall = top + row * max(len(block) for block in blocks) + bottom
+    columns = min(3, max(1, math.ceil(row * len(tasks) / _TALLEST)))
     with style.applied():
-        figure = Figure(figsize=(total, tall))
-        share = total / len(blocks)
-        for index, block in enumerate(blocks):
-            names = max(len(task) for task in block) * font * 0.56 / 72 + 0.12
-            left, width = index * share + names, share - names - 0.12
-            height = row * len(block) / tall
-            axes = figure.add_axes((left / total, 1 - top / tall - height, width / total, height))
-            _draw_compared(axes, list(block), comparison, single, styles)
-            axes.set_yticks(range(len(block)), list(block), fontsize=font)
-            axes.set_ylim(len(block) - 0.5, -0.5)
-            axes.set_xlim(-2, 102)
-            axes.set_xticks([0, 25, 50, 75, 100])
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
-        figure.supxlabel(SCORE_LABEL, fontsize=7, y=0.06 / tall, va="bottom")
-        add_legend(figure, entries)
+        figure = Figure()
+        score_rows(
+            figure,
+            tasks,
+            columns,
+            row,
+            entries,
+            SCORE_LABEL,
+            lambda axes, block: _draw_compared(axes, block, comparison, single, styles),
+        )
     return figure
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from tdmpc2.envs.make import BACKENDS
 from tdmpc2.errors import UserError, require
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.tasks import get_task
+from tdmpc2.training.checkpointing import CheckpointClock, read_checkpoint
 from tdmpc2.training.datasets import find_dataset
 from tdmpc2.training.distributed import Team
 from tdmpc2.training.divergence import DivergedError, diverged, losses_are_finite, weights_are_finite
@@ -31,8 +31,6 @@ from tdmpc2.training.logs import OFFLINE_TRAIN_COLUMNS, RunLogs, RunningMeans
 from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.runtime import Stopped, StopRequest, available_cores
 
-CHECKPOINT_SECONDS = 600.0
-"""A checkpoint is written at least this often, however slow the run."""
 LOG_UPDATES = 100
 """Updates between two rows of train.csv, which are means over them."""
 CHECKPOINT = "agent data last_evaluation seconds replay_stream means logs".split()
@@ -108,7 +106,7 @@ class OfflineTraining:
             self._restore(state)
         seconds = 0.0 if state is None else state["seconds"]
         progress.begin(self.agent.device, 0, self.agent.updates, seconds, str(execution))
-        self._checkpoint_updates, self._checkpoint_time = self.agent.updates, time.monotonic()
+        self._clock_of_checkpoints = CheckpointClock(config.checkpoint_freq, self.agent.updates)
         self._logs: RunLogs | None = None
         if team.leads:
             lengths, start = (None, None) if state is None else (state["logs"], self.agent.updates)
@@ -132,7 +130,7 @@ class OfflineTraining:
                 self._learn()
                 if self._team.any(self._stop.requested):
                     raise Stopped
-                if self._checkpoint_is_due():
+                if self._clock_of_checkpoints.is_due(self.agent.updates):
                     self.save()
         except Stopped:
             self.save()
@@ -218,10 +216,6 @@ class OfflineTraining:
 
     # --- checkpoints
 
-    def _checkpoint_is_due(self) -> bool:
-        late = time.monotonic() - self._checkpoint_time > CHECKPOINT_SECONDS
-        return late or self.agent.updates - self._checkpoint_updates >= self.config.checkpoint_freq
-
     def save(self) -> None:
         """Write a checkpoint, in the leading process. A run killed after this goes on from here.
 
@@ -229,7 +223,7 @@ class OfflineTraining:
             DivergedError: a parameter is not a number; the checkpoint before this stays.
             UserError: the disk is full; likewise.
         """
-        self._checkpoint_updates, self._checkpoint_time = self.agent.updates, time.monotonic()
+        self._clock_of_checkpoints.written(self.agent.updates)
         if not weights_are_finite(self.agent):
             raise self._diverged("a parameter is not a number")
         if self._logs is None:
@@ -248,12 +242,9 @@ class OfflineTraining:
         checkpoints.write(state, self.folder.checkpoint)
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
-        path = self.folder.checkpoint
-        if not path.exists():
+        state = read_checkpoint(self.folder.checkpoint, CHECKPOINT, "an offline run")
+        if state is None:
             return None
-        state = checkpoints.read(path)
-        missing = [name for name in CHECKPOINT if name not in state]
-        require(not missing, f"{path}: not an offline run's checkpoint (missing: {', '.join(missing)})")
         if state["data"] != self.data.fingerprint():
             raise UserError(
                 f"{self.folder.path}: was trained on other data than {self.data.folder / MANIFEST} names now (what it "

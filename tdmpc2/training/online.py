@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from tdmpc2.errors import require
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
+from tdmpc2.training.checkpointing import CheckpointClock, read_checkpoint
 from tdmpc2.training.collector import Collector, Episode
 from tdmpc2.training.divergence import DivergedError, diverged, losses_are_finite, weights_are_finite
 from tdmpc2.training.evaluation import Evaluator, processes_pay, summarise
@@ -29,8 +29,6 @@ from tdmpc2.training.logs import TRAIN_COLUMNS, RunLogs, RunningMeans
 from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.runtime import Stopped, StopRequest, available_cores
 
-CHECKPOINT_SECONDS = 600.0
-"""A checkpoint is written at least this often, however slow the run."""
 CHECKPOINT = "agent steps last_evaluation seconds action_stream replay_stream means collector replay logs".split()
 """What a checkpoint holds."""
 
@@ -87,7 +85,7 @@ class OnlineTraining:
         self._means = RunningMeans()
         self._metrics: dict[str, Tensor] = {}
 
-        state = self._read_checkpoint()
+        state = read_checkpoint(folder.checkpoint, CHECKPOINT, "a run")
         recorded = None if state is None else state["agent"].get("execution")
         execution = resume_execution(config, choose_device(config.device), recorded)
         self.agent = self._make_agent(execution, state)
@@ -107,7 +105,7 @@ class OnlineTraining:
         progress.begin(self.agent.device, self.steps, self.agent.updates, seconds, str(execution))
         lengths, start = (None, None) if state is None else (state["logs"], self.steps * self.task.action_repeat)
         self._logs = RunLogs(folder, config, TRAIN_COLUMNS, lengths, start)
-        self._checkpoint_steps, self._checkpoint_time = self.steps, time.monotonic()
+        self._clock_of_checkpoints = CheckpointClock(config.checkpoint_freq, self.steps)
 
     def _make_agent(self, execution: Execution, state: dict[str, Any] | None) -> TDMPC2:
         config = self.config
@@ -264,11 +262,7 @@ class OnlineTraining:
         return self.config.num_envs * (self.task.episode_length + 1)
 
     def _checkpoint_is_due(self) -> bool:
-        return (
-            self.steps - self._checkpoint_steps >= self.config.checkpoint_freq
-            or time.monotonic() - self._checkpoint_time > CHECKPOINT_SECONDS
-            or self.replay.room < self._rows_in_a_step()
-        )
+        return self._clock_of_checkpoints.is_due(self.steps) or self.replay.room < self._rows_in_a_step()
 
     def save(self) -> None:
         """Write a checkpoint. A run killed after this goes on from here.
@@ -295,16 +289,7 @@ class OnlineTraining:
         }
         checkpoints.write(state, self.folder.checkpoint)
         self.replay.mark_checkpoint()
-        self._checkpoint_steps, self._checkpoint_time = self.steps, time.monotonic()
-
-    def _read_checkpoint(self) -> dict[str, Any] | None:
-        path = self.folder.checkpoint
-        if not path.exists():
-            return None
-        state = checkpoints.read(path)
-        missing = [name for name in CHECKPOINT if name not in state]
-        require(not missing, f"{path}: not a run's checkpoint (missing: {', '.join(missing)})")
-        return state
+        self._clock_of_checkpoints.written(self.steps)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"], self.folder.checkpoint)

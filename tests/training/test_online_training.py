@@ -17,7 +17,7 @@ from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.replay import Replay
 from tdmpc2.errors import UserError
-from tdmpc2.training import collector, online
+from tdmpc2.training import checkpointing, collector, online
 from tdmpc2.training.collector import Collector
 from tdmpc2.training.evaluation import Evaluator
 from tdmpc2.training.folder import RunFolder
@@ -220,7 +220,7 @@ def test_tasks_with_a_success_criterion_record_it_and_are_scored_by_it(tiny, scr
 def test_a_time_based_checkpoint_comes_within_the_long_updates_after_the_random_phase(
     tiny, short_episodes, monkeypatch
 ):
-    monkeypatch.setattr(online, "CHECKPOINT_SECONDS", 0.0)  # always due
+    monkeypatch.setattr(checkpointing, "CHECKPOINT_SECONDS", 0.0)  # always due
     saved = set()
     save = OnlineTraining.save
 
