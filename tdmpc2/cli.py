@@ -26,7 +26,11 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, left = parser.parse_known_args(arguments)
+    if any("=" not in word or word.startswith("-") for word in left) or (left and not hasattr(options, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.settings += left  # argparse takes no settings after an option that stands between them
     try:
         return int(options.run_command(options))
     except UserError as error:

@@ -228,3 +228,11 @@ def test_ctrl_c_in_a_terminal_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_p
     assert out == ""
     assert (run / "checkpoint" / "latest.pt").exists()
     assert '"state": "interrupted"' in (run / "status.json").read_text()
+
+
+def test_what_is_neither_a_setting_nor_an_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "task=x", "--quiet", "walker"], ["train", "task=x", "--queit=1"], ["sweep", "list", "a=b"]):
+        with pytest.raises(SystemExit) as error:
+            main(words)
+        assert error.value.code == 2
+        assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err

@@ -28,6 +28,10 @@ from tdmpc2.errors import UserError, nearest, require, unknown_name
 ROW_FIELDS = ("obs", "action")
 """Fields whose rows are wide. Of data larger than memory these are read page by page; the others soon stay in it."""
 
+LET_GO_BATCHES = 8
+"""Batches after which data larger than memory are taken out of the process's, of which they would fill ever more: where
+a page is touched, the system maps those around it that it has in its cache."""
+
 
 class MultitaskReplay:
     """All stores of a data set, opened for reading. It can stand where `Prefetcher` takes a store.
@@ -65,6 +69,7 @@ class MultitaskReplay:
         self._steps = np.arange(horizon + 1)
         size = sum(column.nbytes for store in self._stores for column in store.rows.columns.values())
         self._read_ahead = ReadAhead() if outgrows_memory(size) else None
+        self._batches = 0
         if self._read_ahead is not None:
             for store in self._stores:
                 for name in ROW_FIELDS:
@@ -221,6 +226,11 @@ class MultitaskReplay:
     def _begin_reading(self, place: NDArray[np.int64], store_of: NDArray[np.int64]) -> None:
         """Have the disk at work on all of a batch's observations and actions, (B,) places in (B,) stores, at once."""
         assert self._read_ahead is not None
+        self._batches += 1
+        if self._batches % LET_GO_BATCHES == 0:
+            for store in self._stores:
+                for column in store.rows.columns.values():
+                    self._read_ahead.let_go(column)
         starts, ends = [], []
         for name in ROW_FIELDS:
             columns = [store.rows.columns[name] for store in self._stores]

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-MADV_RANDOM, MADV_WILLNEED = 1, 3
+MADV_RANDOM, MADV_WILLNEED, MADV_DONTNEED = 1, 3, 4
 PROCESS_MADVISE = 440
 """Number of the system call, on every architecture of Linux from 5.10 on."""
 MOST_RANGES = 1024
@@ -47,9 +47,15 @@ class ReadAhead:
 
     def expect_random(self, mapped: NDArray[np.generic]) -> None:
         """Have the system read no more of a mapped file than the pages that are touched."""
+        self._advise(mapped, MADV_RANDOM)
+
+    def let_go(self, mapped: NDArray[np.generic]) -> None:
+        """Take a mapped file out of this process's memory. Its pages stay cached for as long as there is room."""
+        self._advise(mapped, MADV_DONTNEED)
+
+    def _advise(self, mapped: NDArray[np.generic], advice: int) -> None:
         if self._libc is not None:
-            start, size = ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.nbytes)
-            self._libc.madvise(start, size, MADV_RANDOM)
+            self._libc.madvise(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.nbytes), advice)
 
     def begin(self, start: NDArray[np.int64], end: NDArray[np.int64]) -> bool:
         """Begin to read what lies between these addresses, without waiting for it.

@@ -50,10 +50,11 @@ def test_batches_are_the_same_where_the_system_is_told_what_is_read(data, monkey
     assert told == []
     monkeypatch.setattr(multitask, "outgrows_memory", lambda size: True)
     with MultitaskReplay(data) as replay:
-        ahead = replay.sequences(every)
-    assert told == [2 * len(every)]  # observations and actions
-    for name, tensor in plain.items():
-        assert torch.equal(ahead[name], tensor), name
+        rounds = [replay.sequences(every) for _ in range(multitask.LET_GO_BATCHES + 1)]  # let go of once
+    assert told == [2 * len(every)] * len(rounds)  # observations and actions
+    for ahead in rounds:
+        for name, tensor in plain.items():
+            assert torch.equal(ahead[name], tensor), name
 
 
 def test_data_outgrow_memory_at_half_of_it(monkeypatch):

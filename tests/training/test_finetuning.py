@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_exactly_even_where_its_source_is_gone(
 
 def test_the_command_finetune_takes_the_embedding_as_an_option(words, short_episodes, source, capsys):
     settings = words(task=NEW, checkpoint=source, **{**BRIEF, "steps": 10})
-    assert main(["finetune", *settings, "--embedding-from", "zero"]) == 0
+    assert main(["finetune", *settings[:3], "--embedding-from", "zero", *settings[3:]]) == 0
     folder = RunFolder.of(parse_settings(Config, [*settings, "embedding_from=zero"]))
     assert folder.path.name == f"{NEW}-1M-finetuned-seed1"
     assert not model_of(folder)["_task_emb"][3].any()
