@@ -275,12 +275,18 @@ def test_an_interrupt_while_waiting_for_a_batch_loses_nothing(make, encode, begi
     assert_equal(prefetcher.next(), expected[0])
     state = prefetcher.state()
 
+    # A shell has the commands that it starts in the background ignore Ctrl-C, and pytest may be one of them.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def be_interrupted():
         threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
         prefetcher.next()
 
-    with pytest.raises(KeyboardInterrupt):
-        be_interrupted()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            be_interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not go_on.is_set()
     assert torch.equal(prefetcher.state(), state)
     go_on.set()

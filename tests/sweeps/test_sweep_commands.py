@@ -55,6 +55,7 @@ def test_sweep_runs_to_the_end_and_leaves_its_plan_and_declaration(
             "updates": 100,
             "kind": "online",
             "gpus": 0.0,
+            "data": "",
         }
         for name in (BALANCE, REACHER)
     ]

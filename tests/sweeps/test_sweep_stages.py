@@ -70,7 +70,7 @@ def test_multitask_run_takes_its_tasks_from_the_data_set(declare: Declare) -> No
     run = runs[f"{BOTH}-5M-seed1"]
     assert (run.config.task, run.config.data, run.config.exp_name) == ("cup-catch,reacher-easy", "both", "pair")
     assert run.config.threads == 2
-    assert run.entry == PlanEntry(run.name, "cup-catch,reacher-easy", 5, 1, 0, 0, 30, "offline", 0.0)
+    assert run.entry == PlanEntry(run.name, "cup-catch,reacher-easy", 5, 1, 0, 0, 30, "offline", 0.0, "both")
     assert run.dataset is not None
     assert run.dataset.folder == Path("out/pair/datasets")
     assert [store.folder for store in run.dataset.stores] == [
