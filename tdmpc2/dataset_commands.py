@@ -234,8 +234,9 @@ def info_command(args: argparse.Namespace) -> int:
         listed = "\n  ".join(faults)
         raise UserError(f"{len(faults)} of {len(dataset.stores)} replay stores cannot be used:\n  {listed}")
     if not args.check:
-        rows = task_rows(dataset)
-        _console().print(_returns_table(rows, episode_returns(dataset)))
+        returns = episode_returns(dataset)
+        rows = task_rows(dataset, returns)
+        _console().print(_returns_table(rows, returns))
         disk = _readable_bytes(sum(row["disk_bytes"] for row in rows))
         print(f"{dataset.folder}: {_totals(dataset)}, {disk} on disk")
         if args.csv is not None:

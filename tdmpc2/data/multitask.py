@@ -12,14 +12,13 @@ import math
 import threading
 from collections.abc import Mapping
 from itertools import pairwise
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tdmpc2.data.closing import Closing
 from tdmpc2.data.dataset import Dataset
 from tdmpc2.data.paging import ReadAhead, outgrows_memory
 from tdmpc2.data.prefetch import WHOLE, part_of
@@ -33,7 +32,7 @@ LET_GO_BATCHES = 8
 a page is touched, the system maps those around it that it has in its cache."""
 
 
-class MultitaskReplay:
+class MultitaskReplay(Closing):
     """All stores of a data set, opened for reading. It can stand where `Prefetcher` takes a store.
 
     Args:
@@ -251,14 +250,6 @@ class MultitaskReplay:
                 store.episodes.close()
             self._stores.clear()
             self.changes += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _require_open(self) -> None:
         if not self._stores:

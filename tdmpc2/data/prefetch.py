@@ -14,11 +14,12 @@ from another thread would spoil a CUDA graph that is being captured.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from tdmpc2.data.closing import Closing
 
 BUFFERS = 2
 """Sets of buffers: one to learn from, one to draw into."""
@@ -85,7 +86,7 @@ class _Ahead(NamedTuple):
     """The generator's state before it."""
 
 
-class Prefetcher:
+class Prefetcher(Closing):
     """Samples batches from a replay store, the next one in a thread of its own.
 
     It is to be used by the thread that adds to the store, and closed before the store is.
@@ -187,11 +188,3 @@ class Prefetcher:
         self._closed = True
         self._discard()
         self._thread.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

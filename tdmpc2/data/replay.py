@@ -27,7 +27,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -37,6 +36,7 @@ from numpy.typing import NDArray
 from tdmpc2.config import make_settings
 from tdmpc2.data.batches import empty_batch, is_batch
 from tdmpc2.data.checks import episode_columns
+from tdmpc2.data.closing import Closing
 from tdmpc2.data.episodes import EpisodeTable
 from tdmpc2.data.files import RowFiles, disk_full_is_user_error
 from tdmpc2.data.layout import DESCRIPTION, EPISODE_LOG, Layout, create_files, read_layout
@@ -58,7 +58,7 @@ class Episode:
     """Its rows: agent steps + 1."""
 
 
-class Replay:
+class Replay(Closing):
     """A replay store in a folder. Made by `create` or `open`; sequences have a horizon that is fixed there."""
 
     def __init__(self, folder: Path, layout: Layout, horizon: int, writable: bool) -> None:
@@ -381,14 +381,6 @@ class Replay:
             self._rows.close()
             self._episodes.close()
             self.changes += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _require_open(self) -> None:
         if not self._rows.columns:

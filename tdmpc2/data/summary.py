@@ -34,13 +34,21 @@ class TaskSummary:
     return_mean: float
 
 
-def describe(dataset: Dataset) -> list[TaskSummary]:
+Returns = Mapping[str, NDArray[np.float64]]
+"""Returns of episodes, (episodes,), by task."""
+
+
+def describe(dataset: Dataset, returns: Returns | None = None) -> list[TaskSummary]:
     """What the data set holds of each task, in the order of ids. Of the rows, only rewards are read.
+
+    Args:
+        dataset: the data set.
+        returns: its `episode_returns`, where they are known already.
 
     Raises:
         UserError: a store is gone or has changed, as `Dataset.open_store` says.
     """
-    returns = episode_returns(dataset)
+    returns = episode_returns(dataset) if returns is None else returns
     summaries = []
     for task in dataset.tasks:
         records = [record for record in dataset.stores if record.task == task.name]
@@ -63,7 +71,7 @@ def describe(dataset: Dataset) -> list[TaskSummary]:
     return summaries
 
 
-def episode_returns(dataset: Dataset) -> Mapping[str, NDArray[np.float64]]:
+def episode_returns(dataset: Dataset) -> Returns:
     """The returns of all episodes, by task: (episodes,), store after store, the oldest episode first.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import COPIES, MANIFEST, Dataset, OpenStore, StoreSource, build
 from tdmpc2.data.layout import DESCRIPTION
-from tdmpc2.data.summary import describe
+from tdmpc2.data.summary import Returns, describe
 from tdmpc2.errors import UserError, nearest, require, unknown_name
 from tdmpc2.tasks import TASKS, get_task
 from tdmpc2.training.folder import RunFolder
@@ -304,8 +304,12 @@ def task_seeds(dataset: Dataset, task: str) -> str:
     return " ".join("?" if seed is None else str(seed) for seed in sorted(seeds, key=lambda s: (s is None, s)))
 
 
-def task_rows(dataset: Dataset) -> list[dict[str, Any]]:
+def task_rows(dataset: Dataset, returns: Returns | None = None) -> list[dict[str, Any]]:
     """One row a task, in the order of ids, for tables that people see.
+
+    Args:
+        dataset: the data set.
+        returns: its `episode_returns`, where they are known already.
 
     Returns:
         id, task, domain, metric, seeds, stores, episodes, transitions (agent steps), env_steps, disk_bytes, and of the
@@ -315,7 +319,7 @@ def task_rows(dataset: Dataset) -> list[dict[str, Any]]:
         UserError: a store is gone or has changed.
     """
     rows = []
-    for task, summary in zip(dataset.tasks, describe(dataset), strict=True):
+    for task, summary in zip(dataset.tasks, describe(dataset, returns), strict=True):
         registered = get_task(task.name)
         own = {"id": task.id, "task": task.name, "domain": registered.domain, "metric": task.metric}
         own["seeds"] = task_seeds(dataset, task.name)
