@@ -173,7 +173,6 @@ def _info(options: argparse.Namespace) -> int:
 
     from tdmpc2.agent.execution import choose_device, choose_execution
     from tdmpc2.agent.memory import update_memory
-    from tdmpc2.agent.parts import default_batch_size
     from tdmpc2.agent.world_model import WorldModel
 
     device = choose_device(config.device)
@@ -201,7 +200,7 @@ def _info(options: argparse.Namespace) -> int:
         console.print(f"{name}: {getattr(execution, name)}{because}", highlight=False, soft_wrap=True)
     if execution.notice:
         console.print(execution.notice, highlight=False, soft_wrap=True)
-    memory = update_memory(config, spec, default_batch_size(config))
+    memory = update_memory(config, spec, config.sequences)
     lasting = sum(memory[name] for name in ("parameters", "target_qs", "moments"))
     console.print(
         f"memory of an update: about {memory['total'] / 1e9:.2f} GB, {lasting / 1e9:.2f} GB of it weights and moments "

@@ -267,6 +267,13 @@ class Config:
         return self.data is not None
 
     @property
+    def sequences(self) -> int:
+        """Sequences in a batch: `batch_size`, or its default."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return 1024 if self.offline or len(self.tasks) > 1 else 256
+
+    @property
     def total_updates(self) -> int:
         """Updates of the whole run: those asked for offline; one for each agent step online."""
         if not self.offline:

@@ -200,6 +200,13 @@ def test_without_a_budget_it_is_the_papers_for_the_task() -> None:
     assert parse_settings(Config, ["task=myo-reach"]).agent_steps == 2_000_000
 
 
+def test_batches_are_larger_offline_unless_set() -> None:
+    assert parse().sequences == 256
+    assert parse("data=some").sequences == 1024
+    assert parse_settings(Config, ["task=mt30", "data=some"]).sequences == 1024
+    assert parse_settings(Config, ["task=mt30", "data=some", "batch_size=64"]).sequences == 64
+
+
 def test_run_names_say_task_size_and_seed() -> None:
     assert parse("seed=1").run_name == "walker-walk-5M-seed1"
     assert parse("obs=rgb", "model_size=1", "label=wide", "seed=7").run_name == "walker-walk-rgb-1M-wide-seed7"

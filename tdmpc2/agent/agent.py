@@ -16,7 +16,7 @@ from tdmpc2.agent.actor import MAX_PLAN_ROWS, Actor, take_over
 from tdmpc2.agent.execution import Execution, choose_device, choose_execution, share_compiled_code
 from tdmpc2.agent.learning import Batch, UpdateNoise, draw_update_noise, first_values, model_loss, policy_loss
 from tdmpc2.agent.optimizer import load_moments, make_adam
-from tdmpc2.agent.parts import check_division, cut, default_batch_size, mean_of_parts
+from tdmpc2.agent.parts import check_division, cut, mean_of_parts
 from tdmpc2.agent.planner import PlanNoise, improve, plan
 from tdmpc2.agent.programs import Recorded
 from tdmpc2.agent.replicas import Replicas
@@ -56,7 +56,7 @@ class TDMPC2:
     ) -> None:
         self.config, self.spec = config, spec
         self.replicas = Replicas() if replicas is None else replicas
-        check_division(default_batch_size(config), config.accumulate, self.replicas)
+        check_division(config.sequences, config.accumulate, self.replicas)
         self.device = choose_device(config.device if device is None else device)
         self.execution = execution if execution is not None else choose_execution(config, self.device)
         with torch.random.fork_rng(devices=[]):  # weights follow from the seed, on every device

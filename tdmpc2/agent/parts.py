@@ -13,17 +13,9 @@ from torch import Tensor
 
 from tdmpc2.agent.learning import Batch, UpdateNoise
 from tdmpc2.agent.replicas import Replicas
-from tdmpc2.config import Config
 from tdmpc2.errors import require
 
 Part = tuple[Batch, UpdateNoise]
-
-
-def default_batch_size(config: Config) -> int:
-    """Sequences in a batch of this run."""
-    if config.batch_size is not None:
-        return config.batch_size
-    return 1024 if config.offline or len(config.tasks) > 1 else 256
 
 
 def check_division(batch_size: int, accumulate: int, replicas: Replicas) -> None:

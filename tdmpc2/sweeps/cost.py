@@ -77,9 +77,8 @@ def speed_elsewhere(runs: Sequence[PlannedRun], results_dir: str | os.PathLike[s
 
 
 def _what_takes_time(config: Config) -> tuple[Any, ...]:
-    batch_size = config.batch_size or (256 if len(config.tasks) == 1 else 1024)
     planner = (config.mpc, config.iterations, config.num_samples)
-    return (config.model_size, kind_of(config), config.obs, batch_size, config.horizon, planner, config.threads)
+    return (config.model_size, kind_of(config), config.obs, config.sequences, config.horizon, planner, config.threads)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.execution import choose_device, resume_execution
-from tdmpc2.agent.parts import check_division, default_batch_size
+from tdmpc2.agent.parts import check_division
 from tdmpc2.agent.replicas import Replicas
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import MANIFEST, Dataset
@@ -61,7 +61,7 @@ def check_offline(config: Config, processes: int = 1) -> None:
     parse_task_weights(config.task_weights, data)
     data.check()
     shortest = min(task.episode_length for task in data.tasks)
-    check_division(default_batch_size(config), config.accumulate, Replicas(0, processes))
+    check_division(config.sequences, config.accumulate, Replicas(0, processes))
     require(config.horizon <= shortest, f"horizon: {config.horizon} is longer than an episode ({shortest} agent steps)")
 
 
@@ -98,7 +98,7 @@ class OfflineTraining:
         self.replay = MultitaskReplay(self.data, config.horizon, weights)
         stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
         part = (team.rank, team.size)
-        self._batches = Prefetcher(self.replay, default_batch_size(config), stream, device, part)
+        self._batches = Prefetcher(self.replay, config.sequences, stream, device, part)
         self._evaluator: Evaluator | None = None
         self._evaluated = [task.name for task in self.data.tasks if get_task(task.name).domain in BACKENDS]
         self._say_what_is_not_evaluated()

@@ -11,7 +11,6 @@ from torch import Tensor
 from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.execution import Execution, choose_device, resume_execution
-from tdmpc2.agent.parts import default_batch_size
 from tdmpc2.config import Config
 from tdmpc2.data.prefetch import Prefetcher
 from tdmpc2.data.replay import EMPTY_STATE, Replay
@@ -95,7 +94,7 @@ class OnlineTraining:
         self.collector = Collector(self.task.name, config.num_envs, config.seed, config.obs, config.episodic)
         self.replay = self._open_replay()
         replay_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
-        self._batches = Prefetcher(self.replay, default_batch_size(config), replay_stream, self.agent.device)
+        self._batches = Prefetcher(self.replay, config.sequences, replay_stream, self.agent.device)
         self._evaluator: Evaluator | None = None
         if state is None:
             self.replay.restore(EMPTY_STATE)
