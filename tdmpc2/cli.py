@@ -83,17 +83,11 @@ def _parser() -> argparse.ArgumentParser:
 def _describe_settings(cls: SettingsClass) -> str:
     """The settings with their defaults and the docstrings under their fields."""
     lines = ["settings:"]
-    docs = {name: info.description for name, info in cls.__pydantic_fields__.items()}  # type: ignore[union-attr]
-    for field in dataclasses.fields(cls):
-        required = cls.__pydantic_fields__[field.name].is_required()  # type: ignore[union-attr]
-        default = "" if required else f"={_plain_default(cls, field.name)}"
-        lines.append(f"  {field.name}{default}\n      {docs[field.name]}")
+    for name, info in cls.__pydantic_fields__.items():  # type: ignore[union-attr]  # pydantic's dataclasses have it
+        default = info.default
+        plain = str(default).lower() if isinstance(default, bool) or default is None else str(default)
+        lines.append(f"  {name}{'' if info.is_required() else f'={plain}'}\n      {info.description}")
     return "\n".join(lines)
-
-
-def _plain_default(cls: SettingsClass, name: str) -> str:
-    default = cls.__pydantic_fields__[name].default  # type: ignore[union-attr]
-    return str(default).lower() if isinstance(default, bool) or default is None else str(default)
 
 
 def _finetune(options: argparse.Namespace) -> int:

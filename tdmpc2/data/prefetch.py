@@ -145,7 +145,7 @@ class Prefetcher(Closing):
         ahead = self._ahead or self._draw_ahead()
         try:
             batch = ahead.drawing.result()
-        except Exception:
+        except Exception:  # whatever it is: what was not handed out is drawn again by the next call
             self._discard()
             raise
         self._ahead = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 import torch
+from same_life import assert_same_life, perturb
 
 from tdmpc2.agent import agent as agent_module
 from tdmpc2.agent import kernels
@@ -236,22 +237,12 @@ BOTH = [
 ]
 
 
-def gently(agent: TDMPC2) -> TDMPC2:
-    """Weights as after a little training: plans and steps that do not hang on the last digit."""
-    draw = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in agent.model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=draw)
-            parameter.add_(noise, alpha=0.1 if "ln" in name else 0.05)
-    return agent
-
-
 @pytest.mark.skipif(not kernels.available(), reason=kernels.load().reason)
 @pytest.mark.parametrize(("kind", "changes"), BOTH)
 def test_kernels_change_no_action_and_no_update_beyond_rounding(
     kind: str, changes: dict[str, object], make_agent: Agents, make_batch: Batches
 ) -> None:
-    plain, fused = (gently(make_agent(kind, fresh=True, compile=mode, **changes)) for mode in ("none", "kernels"))
+    plain, fused = (perturb(make_agent(kind, fresh=True, compile=mode, **changes)) for mode in ("none", "kernels"))
     assert all(module.fused for module in fused.model.modules() if hasattr(module, "fused"))
     assert not any(module.fused for module in plain.model.modules() if hasattr(module, "fused"))
     for first in (True, False):  # the same noise, as both draw it from the same seed
@@ -259,20 +250,7 @@ def test_kernels_change_no_action_and_no_update_beyond_rounding(
         a, b = (agent.act(obs, first, task_ids(agent, 3)) for agent in (plain, fused))
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
         torch.testing.assert_close(plain._actor._mean, fused._actor._mean, rtol=0, atol=2e-4)
-    start = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
-    for seed in range(4):
-        batch = make_batch(kind, seed=seed, size=8, terminated=True)
-        expected, metrics = plain.update(batch), fused.update(batch)
-        assert set(metrics) == set(expected)
-        for name, value in expected.items():
-            torch.testing.assert_close(metrics[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    ends = plain.model.state_dict(), fused.model.state_dict()
-    moved, apart = (
-        sum((a[name] - b[name]).double().square().sum().item() for name in a) ** 0.5
-        for a, b in ((start, ends[0]), ends)
-    )
-    assert moved > 0
-    assert apart < 2e-3 * moved
+    assert_same_life(plain, fused, make_batch, kind)
 
 
 # --- a model that has diverged

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_life import perturb
 
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.learning import Batch, UpdateNoise, draw_update_noise
@@ -32,16 +33,6 @@ def baseline_of() -> Callable[[TDMPC2], Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.Baseline
-
-
-def perturb(agent: TDMPC2) -> TDMPC2:
-    """Make rewards and values differ between actions: in a new model they are zero everywhere, and all plans tie."""
-    draw = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in agent.model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=draw)
-            parameter.add_(noise, alpha=0.1 if "ln" in name else 0.05)
-    return agent
 
 
 def walker_of_size_1(**changes: Any) -> TDMPC2:

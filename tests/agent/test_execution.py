@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_life import perturb
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from tdmpc2.agent import execution, kernels
@@ -385,16 +386,6 @@ def test_compiled_code_is_shared_in_the_cache_folder_unless_the_user_says_where(
 WIDE = {"enc_dim": 64, "mlp_dim": 64}
 KINDS = [("single", {}), ("multi", {"episodic": True}), ("rgb", {})]
 COMPILING = ["none", pytest.param("kernels", marks=built)]
-
-
-def perturb(agent: TDMPC2) -> TDMPC2:
-    """Weights as after a little training: no output is constant, and none runs to extremes."""
-    noise = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in agent.model.named_parameters():
-            drawn = torch.randn(parameter.shape, generator=noise)
-            parameter.add_(drawn, alpha=0.1 if "ln" in name else 0.05)
-    return agent
 
 
 def learn_once(agent: TDMPC2, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
