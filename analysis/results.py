@@ -25,6 +25,14 @@ TABLE_COLUMNS = [
     "value", "episodes", "score", "run",
 ]  # fmt: skip
 """Columns of a tidy table of evaluations; see `SweepResults.table`."""
+TEXT_COLUMNS = ["suite", "domain", "task", "algorithm", "kind", "task_set", "metric", "run"]
+"""The columns among them that hold text; none of it is ever missing."""
+RUN_COLUMNS = [
+    "run", "planned", "task", "data", "algorithm", "kind", "size", "seed", "state", "env_steps", "total_env_steps",
+    "updates", "total_updates", "progress", "seconds", "device", "hardware", "version", "task_set", "evaluations",
+    "reason",
+]  # fmt: skip
+"""Columns of a table of runs; see `SweepResults.runs`."""
 SERIES = ["algorithm", "kind", "size", "task_set"]
 """What tells one line of a figure from another."""
 LOG_COLUMNS = ["env_steps", "agent_steps", "updates", "seconds", "task"]
@@ -101,7 +109,7 @@ def load_sweep(folder: Path | str, now: float | None = None) -> SweepResults:
         record["evaluations"] = int(evaluations.get(index, 0))
         reasons = [*record.pop("reasons"), *_worth_telling(problems.get(index, []), record["state"])]
         record["reason"] = "; ".join(reasons)
-    runs = pd.DataFrame(records).drop(columns="tasks").astype({"size": "Int64", "seed": "Int64", "planned": bool})
+    runs = pd.DataFrame(records)[RUN_COLUMNS].astype({"size": "Int64", "seed": "Int64", "planned": bool})
     return SweepResults(folder.resolve().name, folder, _tidy(rows, runs), runs, tuple(notes))
 
 
@@ -172,7 +180,7 @@ def add_registry(table: pd.DataFrame) -> pd.DataFrame:
         if column not in table:
             table[column] = absent
     whole = dict.fromkeys(("size", "env_steps", "updates", "episodes"), "Int64")
-    return table[TABLE_COLUMNS].astype(whole).reset_index(drop=True)
+    return table[TABLE_COLUMNS].astype({**whole, **dict.fromkeys(TEXT_COLUMNS, "str")}).reset_index(drop=True)
 
 
 def _read_evaluations(
@@ -212,12 +220,27 @@ def _read_evaluations(
     for (index, known), tasks in strange.items():
         what = f"rows of {_some(tasks)}, not among the run's tasks," if known else f"unknown task {_some(tasks)}, rows"
         report(index, f"{what} left out")
-        rows = rows[(rows["source"] != index) | ~rows["task"].astype(str).isin(tasks)]
-    for index, group in rows[by_updates[rows["source"].to_numpy(dtype=int)]].groupby("source"):
+    if strange:
+        left_out = pd.MultiIndex.from_tuples([(index, task) for (index, _), tasks in strange.items() for task in tasks])
+        rows = rows[~pd.MultiIndex.from_frame(rows[["source", "task"]].astype({"task": str})).isin(left_out)]
+    offline_rows = rows[by_updates[rows["source"].to_numpy(dtype=int)]]
+    for index, group in _with_gaps(offline_rows, records).groupby("source"):
         record = records[int(str(index))]
         for message in _missing_tasks(group, record["tasks"], running=record["state"] == "running"):
             report(index, message)
     return rows.reset_index(drop=True), problems
+
+
+def _with_gaps(rows: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows of runs of which a task was never evaluated, or not at every step: of a whole sweep mostly none."""
+    if rows.empty:
+        return rows
+    by_run = rows.groupby("source")
+    found, evaluations = by_run["task"].nunique(), by_run["step"].nunique()
+    planned = np.array([len(records[int(str(index))]["tasks"]) for index in found.index])
+    # Each task stands once at a step: a run without gaps has tasks x steps rows.
+    gaps = (found < planned) | (by_run.size() < found * evaluations)
+    return rows[rows["source"].isin(found.index[gaps])]
 
 
 def _missing_tasks(rows: pd.DataFrame, tasks: Sequence[str], running: bool) -> list[str]:

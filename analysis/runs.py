@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,6 +32,9 @@ IDENTITY = ("task", "tasks", "data", "algorithm", "kind", "size", "seed")
 
 # The C parser reads a config ten times faster; pyyaml may have been built without it.
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# A config as runs write it: one setting a line, from the first column on.
+_PLAIN_CONFIG = re.compile(r"(?:[a-z_]+:(?: .*)?\n)+")
+_TELLING_SETTING = re.compile(r"^(?:task|obs|model_size|seed|label|data|checkpoint|kind):.*$", re.MULTILINE)
 
 
 def axis_of(kind: str) -> str:
@@ -95,7 +99,7 @@ def describe_run(
         elif gone:
             state = "interrupted"
         reasons.extend(_state_reasons(state, status, gone, failure, now))
-        config, fault = _read_mapping(path / "config.yaml")
+        config, fault = _read_config(path / "config.yaml")
         own = _identity(config) if not fault else None
         if own is None:
             reasons.append(fault or "config.yaml: task, model_size or seed missing or not valid")
@@ -227,6 +231,27 @@ def _read_mapping(path: Path) -> tuple[Mapping[str, Any], str]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         return {}, f"{path.name}: cannot be read ({_brief(error)})"
     return (values, "") if isinstance(values, dict) else ({}, f"{path.name}: not a mapping of names to values")
+
+
+def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:
+    """As `_read_mapping`, of a run's config: of one written in the plain form, only the settings that tell runs apart.
+
+    Parsing all of a config's settings takes longer than everything else that is read of a small run.
+    """
+    try:
+        text = path.read_text()
+        if _PLAIN_CONFIG.fullmatch(text):
+            return dict(_parse_setting(line) for line in _TELLING_SETTING.findall(text)), ""
+    except (OSError, ValueError, yaml.YAMLError):
+        pass  # read whole below, which says what is wrong with it
+    return _read_mapping(path)
+
+
+@lru_cache(maxsize=4096)
+def _parse_setting(line: str) -> tuple[str, Any]:
+    """Name and value of a line of YAML; many runs share most of their lines."""
+    ((name, value),) = yaml.load(line, Loader=_YAML_LOADER).items()
+    return str(name), value
 
 
 def _brief(error: Exception) -> str:

@@ -21,6 +21,8 @@ FINAL_COLUMNS = [
     "std", "min", "max", "low", "high", "score", "random_return",
 ]  # fmt: skip
 """Columns of `final_scores` before the note and those of published curves."""
+STATISTICS = ("seeds", "mean", "std", "min", "max", "low", "high")
+"""Columns of `seed_statistics`."""
 PUBLISHED = "published_"
 """Prefix of the columns of published values in `final_scores`."""
 MIN_SEEDS_FOR_INTERVAL = 3
@@ -60,24 +62,33 @@ def curves(table: pd.DataFrame, grid: Sequence[int] | None = None) -> pd.DataFra
         fewer than three seeds.
     """
     keys = ["task", "metric", *SERIES]
-    parts = []
-    for key, group in groups(table, keys):
-        axis = axis_of(key[keys.index("kind")])
-        steps = np.unique(group[axis].to_numpy(np.int64)) if grid is None else np.asarray(grid)
-        seeds = [seed.sort_values(axis) for _, seed in group.groupby("seed")]
-        values = np.stack(
-            [_interpolate(steps, seed[axis].to_numpy(float), seed["value"].to_numpy(float)) for seed in seeds]
-        )  # (seeds, steps)
-        part = seed_statistics(values, _top(key[0]))
-        for column in ("updates", "env_steps"):
-            part.insert(0, column, pd.Series(steps if column == axis else pd.NA, index=part.index, dtype="Int64"))
-        for position, (name, value) in enumerate(zip(keys, key, strict=True)):
-            part.insert(position, name, value)
-        parts.append(part[part["seeds"] > 0].astype({"size": "Int64"}))
-    columns = [*keys, "env_steps", "updates", "seeds", "mean", "std", "min", "max", "low", "high"]
-    if not parts:
+    columns = [*keys, "env_steps", "updates", *STATISTICS]
+    if table.empty:
         return pd.DataFrame(columns=pd.Index(columns))
-    return pd.concat(parts, ignore_index=True)
+    number = table.groupby(keys, dropna=False, sort=True).ngroup().to_numpy()
+    seeds, steps = table["seed"].to_numpy(np.int64), steps_on_axis(table).to_numpy(np.int64)
+    order = np.lexsort((steps, seeds, number))
+    number, seeds, steps = number[order], seeds[order], steps[order]
+    values, tasks = table["value"].to_numpy(float)[order], table["task"].to_numpy(object)[order]
+    # Series, and within them seeds, lie side by side now: plain slices, since there may be many thousands of them.
+    begins = np.flatnonzero(np.diff(number, prepend=-1))
+    parts = []
+    for begin, end in zip(begins, [*begins[1:], len(number)], strict=True):
+        own = slice(begin, end)
+        places = np.unique(steps[own]) if grid is None else np.asarray(grid)
+        cuts = np.flatnonzero(np.diff(seeds[own])) + 1
+        of_seeds = zip(np.split(steps[own], cuts), np.split(values[own], cuts), strict=True)
+        stacked = np.stack([_interpolate(places, at, value) for at, value in of_seeds])  # (seeds, places)
+        parts.append({"place": places, **_seed_statistics(stacked, _top(tasks[begin]))})
+    joined = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    first = np.repeat(order[begins], [len(part["place"]) for part in parts])
+    told = table[keys].iloc[first].reset_index(drop=True)
+    place = joined.pop("place").astype("Int64")
+    by_updates = is_offline(told)
+    result = pd.concat(
+        [told, place.mask(by_updates).rename("env_steps"), place.where(by_updates).rename("updates"), joined], axis=1
+    )
+    return result[result["seeds"] > 0].astype({"size": "Int64"}).reset_index(drop=True)[columns]
 
 
 def _top(task: str) -> float:
@@ -87,6 +98,8 @@ def _top(task: str) -> float:
 
 def _interpolate(steps: np.ndarray, own_steps: np.ndarray, values: np.ndarray) -> np.ndarray:
     """One seed's values (n,) on other steps (m,); NaN before its first and after its last evaluation."""
+    if len(own_steps) == len(steps) and (own_steps == steps).all():
+        return values
     return np.interp(steps, own_steps, values, left=np.nan, right=np.nan)
 
 
@@ -101,6 +114,11 @@ def seed_statistics(values: np.ndarray, top: float) -> pd.DataFrame:
         One row a step: seeds (that have a value), mean, std (NaN below two seeds), min, max, low and high (95% interval
         of the mean by Student's t, clipped to [0, top], NaN below three seeds).
     """
+    return pd.DataFrame(_seed_statistics(values, top))
+
+
+def _seed_statistics(values: np.ndarray, top: float) -> dict[str, np.ndarray]:
+    """As `seed_statistics`, by name."""
     present = np.isfinite(values)
     n = present.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # steps with no seed, or one: NaN is the answer
@@ -108,17 +126,15 @@ def seed_statistics(values: np.ndarray, top: float) -> pd.DataFrame:
         std = np.sqrt((np.where(present, values - mean, 0.0) ** 2).sum(axis=0) / (n - 1))
         half = stdtrit(np.maximum(n - 1, 1), 0.975) * std / np.sqrt(n)
     enough = n >= MIN_SEEDS_FOR_INTERVAL
-    return pd.DataFrame(
-        {
-            "seeds": n,
-            "mean": mean,
-            "std": np.where(n > 1, std, np.nan),
-            "min": np.where(n > 0, np.where(present, values, np.inf).min(axis=0, initial=np.inf), np.nan),
-            "max": np.where(n > 0, np.where(present, values, -np.inf).max(axis=0, initial=-np.inf), np.nan),
-            "low": np.where(enough, np.clip(mean - half, 0.0, top), np.nan),
-            "high": np.where(enough, np.clip(mean + half, 0.0, top), np.nan),
-        }
-    )
+    return {
+        "seeds": n,
+        "mean": mean,
+        "std": np.where(n > 1, std, np.nan),
+        "min": np.where(n > 0, np.where(present, values, np.inf).min(axis=0, initial=np.inf), np.nan),
+        "max": np.where(n > 0, np.where(present, values, -np.inf).max(axis=0, initial=-np.inf), np.nan),
+        "low": np.where(enough, np.clip(mean - half, 0.0, top), np.nan),
+        "high": np.where(enough, np.clip(mean + half, 0.0, top), np.nan),
+    }
 
 
 def last_evaluations(table: pd.DataFrame) -> pd.DataFrame:
@@ -164,10 +180,64 @@ def published_at(reference: pd.DataFrame, task: str, env_steps: float) -> dict[s
     return found
 
 
+def run_scores(table: pd.DataFrame, budget: float | None = None) -> pd.DataFrame:
+    """Each run's normalised score on each of its tasks, after a budget or at its own last evaluation.
+
+    Args:
+        table: tidy table of evaluations; rows of other metrics than the task's own are left out.
+        budget: place on the run's axis (environment steps; updates of agents that learned from data alone). Between
+            two evaluations the score is interpolated linearly. None: each run's last evaluation.
+
+    Returns:
+        One row a run and task: suite, domain, task, algorithm, kind, size, task_set, seed, run, step (where the score
+        was taken, on the run's axis), score (0 to 100; NaN for a run that begins after or ends before the budget: then
+        `step` is that of its last evaluation).
+    """
+    rows = primary(table)
+    rows = rows.assign(step=steps_on_axis(rows).astype(float)).sort_values("step", kind="stable")
+    identity = ["suite", "domain", "task", *SERIES, "seed", "run"]
+    keys = ["task", *SERIES, "seed", "run"]
+    last = rows.drop_duplicates(keys, keep="last").set_index(keys, drop=False)
+    last.index.names = [f"{name}_key" for name in keys]
+    if budget is not None:
+        nearest = (
+            rows[rows["step"] <= budget].drop_duplicates(keys, keep="last"),
+            rows[rows["step"] >= budget].drop_duplicates(keys, keep="first"),
+        )
+        ends = (side.set_index(keys)[["step", "score"]].reindex(last.index) for side in nearest)
+        before, after = (end.to_numpy(float) for end in ends)
+        gap = after[:, 0] - before[:, 0]
+        share = np.divide(budget - before[:, 0], gap, out=np.zeros(len(gap)), where=gap > 0)
+        score = before[:, 1] + share * (after[:, 1] - before[:, 1])
+        last = last.assign(score=score, step=last["step"].where(np.isnan(score), float(budget)))
+    return last.sort_values(keys, kind="stable")[[*identity, "step", "score"]].reset_index(drop=True)
+
+
+def score_matrix(rows: pd.DataFrame, tasks: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
+    """One series' scores as `analysis.statistics` takes them.
+
+    Args:
+        rows: one series' rows of `run_scores`.
+        tasks: the tasks to take, in this order, also those without a score; default: those with one, in reading order.
+
+    Returns:
+        tasks and scores (tasks, seeds), NaN where a task has no score by that seed; at least one column.
+    """
+    rows = rows[rows["score"].notna() & rows["seed"].notna()].drop_duplicates(["task", "seed"])
+    names = task_order(rows["task"]) if tasks is None else list(tasks)
+    seeds, column = np.unique(rows["seed"].to_numpy(np.int64), return_inverse=True)
+    row = pd.Index(names, dtype=object).get_indexer(pd.Index(rows["task"], dtype=object))
+    scores = np.full((len(names), max(1, len(seeds))), np.nan)
+    asked = row >= 0
+    scores[row[asked], column[asked]] = rows["score"].to_numpy(float)[asked]
+    return names, scores
+
+
 def planned_scores(runs: pd.DataFrame) -> pd.DataFrame:
     """Every task, series and seed that the runs are to give a score for: one row a run and task of it."""
     known = runs[runs["task"] != ""]
-    lists = pd.Series([list(expand_tasks(str(task))) for task in known["task"]], index=known.index, dtype=object)
+    tasks_of = {task: list(expand_tasks(str(task))) for task in known["task"].unique()}
+    lists = pd.Series([tasks_of[task] for task in known["task"]], index=known.index, dtype=object)
     columns = ["run", *SERIES, "seed", "state", "total_env_steps", "total_updates"]
     return known[columns].assign(task=lists).explode("task", ignore_index=True)
 
@@ -189,38 +259,42 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
         published_ALGORITHM (at the same environment steps, see `published_at`) and reference_note (which published
         curves end earlier).
     """
-    planned = planned_scores(runs)
-    last = last_evaluations(table)
-    registry = registry_table()
-    keys = ["task", *SERIES]
-    by_group = dict(groups(last, keys))
+    # Plain records: a sweep may have tens of thousands of series, and splitting a table that often is slow.
+    planned = _records_by_series(planned_scores(runs))
+    last = _records_by_series(last_evaluations(table))
+    registry = registry_table().to_dict("index")
+    published_curves = {} if reference is None else dict(list(reference.groupby("task")))
+    published_values: dict[tuple[str, int], dict[str, float]] = {}
     records = []
-    for key, group in groups(planned, keys):
-        task = key[0]
-        found = by_group.get(key, last.iloc[:0])
-        counted = found[found["counted"]]
-        acted = len(counted) > 0 and axis_of(key[2]) == "env_steps"
-        env_steps = int(counted["env_steps"].iloc[0]) if acted else None
-        over_seeds = seed_statistics(counted["value"].to_numpy(float)[:, None], _top(task))
-        statistics = {str(name): column[0] for name, column in over_seeds.items()}
+    for key, group in planned.items():
+        task, kind = key[0], key[2]
+        found = last.get(key, [])
+        counted = [row for row in found if row["counted"]]
+        env_steps = int(counted[0]["env_steps"]) if counted and axis_of(kind) == "env_steps" else None
+        over_seeds = _seed_statistics(np.array([[row["value"]] for row in counted], float).reshape(-1, 1), _top(task))
+        statistics = {name: column[0] for name, column in over_seeds.items()}
+        updates = [row["updates"] for row in counted if not pd.isna(row["updates"])]
         record: dict[str, Any] = {
-            "suite": registry["suite"][task],
-            "domain": registry["domain"][task],
+            "suite": registry[task]["suite"],
+            "domain": registry[task]["domain"],
             "task": task,
             "metric": TASKS[task].metric,
             **dict(zip(SERIES, key[1:], strict=True)),
-            "seeds_planned": group["seed"].nunique(),
+            "seeds_planned": len({run["seed"] for run in group}),
             "seeds": int(statistics.pop("seeds")),
-            "episodes": counted["episodes"].sum(min_count=max(1, len(counted))),
+            "episodes": sum(row["episodes"] for row in counted) if counted else pd.NA,
             "env_steps": env_steps,
-            "updates": counted["updates"].max(),
+            "updates": max(updates, default=pd.NA),
             **statistics,
             "score": statistics["mean"] * TASKS[task].score_scale,
-            "random_return": registry["random_return"][task],
+            "random_return": registry[task]["random_return"],
         }
-        record["note"] = "; ".join(_notes(group, found))
+        record["note"] = "; ".join(_notes(kind, group, found))
         if reference is not None and env_steps is not None:
-            values = published_at(reference, task, env_steps)
+            if (task, env_steps) not in published_values:
+                of_task = published_curves.get(task, reference.iloc[:0])
+                published_values[task, env_steps] = published_at(of_task, task, env_steps)
+            values = published_values[task, env_steps]
             record |= {f"{PUBLISHED}{algorithm}": value for algorithm, value in values.items()}
             short = [algorithm for algorithm, value in values.items() if np.isnan(value)]
             record["reference_note"] = f"ends before {env_steps:,} steps: {', '.join(short)}" if short else ""
@@ -239,13 +313,22 @@ def published_algorithms(final: pd.DataFrame) -> list[str]:
     return [str(column).removeprefix(PUBLISHED) for column in final if str(column).startswith(PUBLISHED)]
 
 
-def _notes(group: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+def _records_by_series(rows: pd.DataFrame) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows of each task and series as records; a missing part of a key is None."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows.to_dict("records"):
+        key = (row["task"], *(None if pd.isna(row[name]) else row[name] for name in SERIES))
+        found.setdefault(key, []).append({str(name): value for name, value in row.items()})
+    return found
+
+
+def _notes(kind: str, group: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[str]:
     """Why seeds are missing from a final score, and whether it was taken before the end of training."""
-    axis = axis_of(group["kind"].iloc[0])
+    axis = axis_of(kind)
     unit = "steps" if axis == "env_steps" else "updates"
     notes = []
-    rows = {int(row["seed"]): row for row in found.to_dict("records")}
-    for run in group.sort_values("seed").to_dict("records"):
+    rows = {int(row["seed"]): row for row in found}
+    for run in sorted(group, key=lambda run: int(run["seed"])):
         row = rows.get(int(run["seed"]))
         if row is None:
             notes.append(f"seed {run['seed']} {run['state']}, no evaluation")
@@ -253,8 +336,9 @@ def _notes(group: pd.DataFrame, found: pd.DataFrame) -> list[str]:
             notes.append(f"seed {run['seed']} {run['state']} at {row[axis]:,} {unit}, not counted")
         elif run["state"] != "done":
             notes.append(f"seed {run['seed']} {run['state']}")
-    reached, total = found[axis].max(), group[f"total_{axis}"].max()
-    if len(found) and reached < total:
+    total = max((run[f"total_{axis}"] for run in group if not pd.isna(run[f"total_{axis}"])), default=0)
+    reached = max((row[axis] for row in found), default=total)
+    if reached < total:
         notes.append(f"{int(reached):,} of {int(total):,} {unit}")
     return notes
 

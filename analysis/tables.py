@@ -55,10 +55,15 @@ def read_csv_files(
             faults.append(f"{path.name}: last row half-written, left out")
         elif tail:
             lines.append(tail)
-        header = lines[0] if lines else ""
-        missing = [name for name in required if name not in header.split(",")]
+        # Spreadsheets put a byte order mark before the first name; people put spaces behind the commas.
+        columns = [name.strip() for name in lines[0].removeprefix("\ufeff").split(",")] if lines else [""]
+        header = ",".join(columns)
+        missing = [name for name in required if name not in columns]
         if missing:
             problems[index] = [f"{path.name}: no column {', '.join(missing)}" if header else f"{path.name}: empty"]
+            continue
+        if len(set(columns)) < len(columns):
+            problems[index] = [f"{path.name}: two columns have the same name"]
             continue
         rows = [line for line in lines[1:] if line]
         whole = [line for line in rows if line.count(",") == header.count(",")]

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from agent_speed import SHAPES, measure_agent, measure_start, shape_of
+from analysis_speed import measure_analysis
 from baseline import Baseline
 from evaluation_speed import measure_evaluation
 from measurements import Measurement, measure, measure_in_turns, product_rate, ratio, summarise
@@ -43,7 +44,7 @@ TASK = "walker-walk"
 ENVIRONMENTS = ("cartpole-swingup", "walker-walk", "cheetah-run", "humanoid-run", "dog-run")
 REPLAY_ROWS = 1_000_000
 BATCH, HORIZON = 256, 3
-PARTS = ("agent", "online", "offline", "start", "evaluation", "environments", "replay")
+PARTS = ("agent", "online", "offline", "start", "evaluation", "environments", "replay", "analysis")
 """What can be measured apart."""
 
 
@@ -191,6 +192,9 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="auto, float32, tf32 or bfloat16")
     parser.add_argument("--compile", default="auto", help="auto, none, kernels or full")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="published curves to report on (default: made up)"
+    )
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the JSON record")
     options = parser.parse_args()
     device = choose_device(options.device)
@@ -226,6 +230,9 @@ def main() -> None:
     if "replay" in options.only:
         console.print("measuring replay ...")
         results += measure_replay(options.seconds)
+    if "analysis" in options.only:
+        console.print("measuring the analysis ...")
+        results += measure_analysis(options.seconds, options.reference)
 
     hardware, when = describe_hardware(device), time.strftime("%Y-%m-%d-%H%M%S")
     show(results, f"{hardware}; {execution}; torch {torch.__version__}; commit {commit()}", console)

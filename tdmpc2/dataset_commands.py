@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tdmpc2.analysis_process import run_analysis
 from tdmpc2.errors import UserError, require
 from tdmpc2.tasks import TASK_SETS, TASKS, expand_tasks
 
@@ -330,16 +329,13 @@ def _write_csv(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 def _draw(dataset: Dataset, file: Path) -> None:
     """Have the analysis package draw the figure: in a process of its own, since nothing here knows of plotting."""
-    packages = ("analysis", "analysis.datasets")  # in turn: the second is not looked for where the first is not there
-    there = all(importlib.util.find_spec(package) for package in packages)
-    require(there, "--figure: is drawn by the package `analysis`, which is not installed here")
-    command = [sys.executable, "-m", "analysis.datasets", str(dataset.folder), "--output", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        reason = said[-1].removeprefix("error: ") if said else f"exit code {done.returncode}"
-        raise UserError(f"--figure: could not be drawn: {reason}")
-    print(done.stdout, end="")
+    said = run_analysis(
+        "analysis.datasets",
+        [str(dataset.folder), "--output", str(file)],
+        absent="--figure: is drawn by the package `analysis`, which is not installed here",
+        failed="--figure: could not be drawn: ",
+    )
+    print(said, end="")
 
 
 class ImportProgress:

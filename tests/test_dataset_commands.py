@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tdmpc2 import dataset_commands
+from tdmpc2 import analysis_process, dataset_commands
 from tdmpc2.cli import main
 from tdmpc2.config import Config
 from tdmpc2.data import chunks
@@ -244,7 +244,7 @@ def test_figure_that_fails_tells_the_last_word_of_what_draws_it(sweep, capsys, m
         calls.append(command)
         return subprocess.CompletedProcess(command, 1, stdout="", stderr=stderr)
 
-    monkeypatch.setattr(dataset_commands.subprocess, "run", fail)
+    monkeypatch.setattr(analysis_process.subprocess, "run", fail)
     capsys.readouterr()
     words = "dataset info both --figure returns.png".split()
     assert refused(words, capsys) == f"--figure: could not be drawn: {reason}"
@@ -253,7 +253,7 @@ def test_figure_that_fails_tells_the_last_word_of_what_draws_it(sweep, capsys, m
 
 def test_figure_without_the_analysis_package_is_refused(sweep, capsys, monkeypatch):
     main(BUILD)
-    monkeypatch.setattr(dataset_commands.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(analysis_process.importlib.util, "find_spec", lambda name: None)
     capsys.readouterr()
     message = "--figure: is drawn by the package `analysis`, which is not installed here"
     assert refused("dataset info both --figure returns.png".split(), capsys) == message

@@ -293,3 +293,55 @@ def test_missing_sweep_names_the_nearest(writer):
 def test_folder_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no runs in it"):
         load_sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# mine\ntask: dog-run  # a comment\nmodel_size: 5\n\nseed: 3\nlabel: 'no mpc'\n",
+        "{task: dog-run, model_size: 5, seed: 3, label: no mpc}\n",
+        "task: >-\n  dog-run\nmodel_size: 5\nseed: 3\nlabel: no\n  mpc\n",
+        "defaults: &five 5\ntask: dog-run\nmodel_size: *five\nseed: 3\nlabel: no mpc",
+        "seed: 9\nlr: 0.001\nmodel_size: 5\ntask: dog-run\nlabel: no mpc\nseed: 3\n",  # the last of two counts
+    ],
+)
+def test_config_is_read_however_its_yaml_is_written(writer, text):
+    run = writer.add("walker-walk", 1, [(0, 30.0)], planned=False)
+    (run / "config.yaml").write_text(text)
+    row = load_sweep(writer.folder, now=NOW).runs.iloc[0]
+    assert (row["task"], row["size"], row["seed"], row["algorithm"]) == ("dog-run", 5, 3, "tdmpc2 no mpc")
+
+
+def test_config_whose_telling_settings_are_damaged_is_reported(writer):
+    run = writer.add("walker-walk", 1, [(0, 30.0)])
+    (run / "config.yaml").write_text("task: walker-walk\nmodel_size: [1\nseed: 1\n")
+    assert "config.yaml: cannot be read" in load_sweep(writer.folder, now=NOW).runs["reason"].iloc[0]
+
+
+def test_each_run_loses_only_its_own_foreign_rows(writer):
+    foreign = {"walker-walk": "dog-run", "dog-run": "walker-walk", "cup-spin": "no-task"}
+    for task, other in foreign.items():
+        run = writer.add(task, 1, [(0, 1.0)])
+        with (run / "eval.csv").open("a") as file:
+            file.write(f"1000,500,0,1.0,{other},10,9.0,0.0,,500\n1000,500,0,1.0,{task},10,2.0,0.0,,500\n")
+    sweep = load_sweep(writer.folder, now=NOW)
+    assert sweep.table[["task", "value"]].to_numpy().tolist() == [
+        [task, value] for task in sorted(foreign) for value in (1.0, 2.0)
+    ]
+    assert sweep.runs.set_index("task")["reason"].to_dict() == {
+        "walker-walk": "eval.csv: rows of dog-run, not among the run's tasks, left out",
+        "dog-run": "eval.csv: rows of walker-walk, not among the run's tasks, left out",
+        "cup-spin": "eval.csv: unknown task no-task, rows left out",
+    }
+
+
+def test_gaps_of_one_offline_run_are_not_laid_to_another(writer):
+    both = {"walker-walk": 30.0, "dog-run": 5.0}
+    writer.add_multi(["walker-walk", "dog-run"], 1, [(0, both), (1000, both)])
+    writer.add_multi(["walker-walk", "dog-run"], 2, [(0, both), (1000, {"walker-walk": 90.0})])
+    writer.add_multi(["walker-walk", "dog-run"], 3, [(0, {"walker-walk": 90.0})])
+    assert load_sweep(writer.folder, now=NOW).runs["reason"].tolist() == [
+        "",
+        "eval.csv: an evaluation at 1,000 updates lacks dog-run",
+        "eval.csv: no evaluation of dog-run",
+    ]

@@ -11,6 +11,8 @@ from analysis.scores import (
     overall_scores,
     percentiles,
     published_at,
+    run_scores,
+    score_matrix,
     task_order,
 )
 
@@ -193,3 +195,87 @@ def test_percentiles_over_runs_in_bins(writer):
     table = percentiles(training, "loss", bins=2)
     assert table["env_steps"].tolist() == [250.0, 750.0]
     assert table["p50"].tolist() == [2.0, 15.0]
+
+
+def tidy(rows: list[tuple], task: str = "walker-walk", **columns) -> pd.DataFrame:
+    """Rows (seed, environment steps, score) as a tidy table."""
+    table = pd.DataFrame(rows, columns=["seed", "env_steps", "score"])
+    known = {"suite": "dmcontrol", "domain": "walker", "task": task, "algorithm": "tdmpc2", "size": 5}
+    known |= {"kind": "single", "task_set": "", "updates": pd.NA, "run": "run-" + table["seed"].astype(str)}
+    whole = dict.fromkeys(("size", "seed", "env_steps", "updates"), "Int64")
+    return table.assign(**{**known, **columns}).astype(whole)
+
+
+def test_run_score_is_that_of_each_runs_own_last_evaluation():
+    table = pd.concat(
+        [
+            tidy([(1, 2000, 70.0), (1, 0, 10.0), (2, 1000, 40.0), (2, 0, np.nan)]),  # in no order
+            tidy([(1, 0, 5.0)], task="walker-run"),
+        ]
+    )
+    rows = run_scores(table)
+    assert rows[["task", "seed", "run", "step", "score"]].to_numpy().tolist() == [
+        ["walker-run", 1, "run-1", 0.0, 5.0],
+        ["walker-walk", 1, "run-1", 2000.0, 70.0],
+        ["walker-walk", 2, "run-2", 1000.0, 40.0],
+    ]
+
+
+def test_run_score_at_a_budget_lies_on_the_line_between_evaluations():
+    table = tidy([(1, 0, 10.0), (1, 2000, 70.0), (2, 1000, 40.0), (2, 3000, 60.0), (3, 0, 1.0), (3, 1000, 2.0)])
+    # seed 1 at 1,500: 10 + 60 x 3/4 = 55; seed 2: 40 + 20 x 1/4 = 45; seed 3 ended before
+    rows = run_scores(table, budget=1500)
+    assert rows["score"].tolist()[:2] == [55.0, 45.0]
+    assert np.isnan(rows["score"].iloc[2])
+    assert rows["step"].tolist() == [1500.0, 1500.0, 1000.0]
+    # at an evaluation: its score; before a run's first evaluation: none
+    exact = run_scores(table, budget=1000)
+    assert exact["score"].tolist() == [40.0, 40.0, 2.0]
+    early = run_scores(table, budget=500)
+    assert np.isnan(early["score"].iloc[1])
+    assert early["step"].tolist() == [500.0, 3000.0, 500.0]
+
+
+def test_run_scores_of_offline_agents_are_taken_at_updates():
+    offline = tidy([(1, 0, 10.0), (1, 0, 30.0)], kind="multi", task_set="mt30", env_steps=pd.NA, updates=[100, 300])
+    assert run_scores(offline, budget=200)[["step", "score"]].to_numpy().tolist() == [[200.0, 20.0]]
+    assert run_scores(offline)[["step", "score"]].to_numpy().tolist() == [[300.0, 30.0]]
+
+
+def test_score_matrix_has_a_row_a_task_and_a_column_a_seed():
+    rows = pd.DataFrame(
+        {
+            "task": ["walker-walk", "walker-walk", "dog-run", "dog-run", "mw-reach"],
+            "seed": [3, 1, 3, 2, 1],
+            "score": [30.0, 10.0, 33.0, 22.0, np.nan],
+        }
+    )
+    tasks, scores = score_matrix(rows)
+    assert tasks == ["dog-run", "walker-walk"]  # mw-reach has no score
+    np.testing.assert_array_equal(scores, [[np.nan, 22.0, 33.0], [10.0, np.nan, 30.0]])
+    tasks, scores = score_matrix(rows, ["mw-reach", "walker-walk"])
+    assert tasks == ["mw-reach", "walker-walk"]
+    np.testing.assert_array_equal(scores, [[np.nan] * 3, [10.0, np.nan, 30.0]])
+
+
+def test_score_matrix_without_any_score_still_has_a_column():
+    rows = pd.DataFrame({"task": ["dog-run"], "seed": [1], "score": [np.nan]})
+    tasks, scores = score_matrix(rows)
+    assert (tasks, scores.shape) == ([], (0, 1))
+    tasks, scores = score_matrix(rows, ["dog-run"])
+    np.testing.assert_array_equal(scores, [[np.nan]])
+
+
+def test_curves_of_a_table_without_rows_have_all_columns():
+    empty = curves(tidy([]).assign(metric="return", value=0.0))
+    assert empty.empty
+    assert {"task", "env_steps", "updates", "seeds", "mean", "low", "high"} <= set(empty)
+
+
+def test_final_scores_of_runs_without_any_evaluation_are_missing_not_zero(writer):
+    writer.add("walker-walk", 1, None)
+    sweep = load_sweep(writer.folder)
+    row = final_scores(sweep.runs, sweep.table).iloc[0]
+    assert (row["seeds_planned"], row["seeds"], row["note"]) == (1, 0, "seed 1 not started, no evaluation")
+    assert row[["mean", "score", "low"]].isna().all()
+    assert row[["episodes", "env_steps", "updates"]].isna().all()
