@@ -1,6 +1,6 @@
 """What a data set holds: the table of its tasks, and the figure of how its episodes' returns are spread.
 
-`python -m analysis.datasets FOLDER --output FILE` draws the figure, FILE.png and FILE.svg.
+`python -m analysis.datasets FOLDER --output FILE` draws the figure, FILE.png, FILE.svg and FILE.pdf.
 """
 
 from __future__ import annotations
@@ -381,14 +381,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m analysis.datasets", description="Draw how the returns of a data set's episodes are spread."
     )
     parser.add_argument("folder", type=Path, help="the data set's folder, with dataset.json")
-    parser.add_argument("--output", type=Path, required=True, help="what to write: FILE.png and FILE.svg")
+    parser.add_argument("--output", type=Path, required=True, help="what to write: FILE.png, FILE.svg and FILE.pdf")
     options = parser.parse_args(arguments)
     output: Path = options.output
     try:
-        if output.suffix not in ("", ".png", ".svg"):
-            raise UserError(f"{output}: figures are written as PNG and SVG; name FILE.png or FILE")
+        if output.suffix not in ("", ".png", ".svg", ".pdf"):
+            raise UserError(f"{output}: figures are written as PNG, SVG and PDF; name FILE.png or FILE")
         figure = return_distributions(Dataset.read(options.folder))
-        for path in style.save(figure, output.parent, output.stem if output.suffix else output.name):
+        for path in style.save(figure, output.parent, output.stem if output.suffix else output.name).values():
             print(f"{path}: written")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

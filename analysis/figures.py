@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from analysis.scores import (
     curves,
     groups,
     online,
-    percentiles,
     primary,
     published_algorithms,
     task_order,
@@ -39,10 +38,9 @@ METRIC_LABELS = {"return": "Return", "success": "Success rate"}
 SCORE_LABEL = "Normalised score (return / 10, success \N{MULTIPLICATION SIGN} 100)"
 FREE_SCALE_PANELS = 12
 """Up to so many panels, each has a y-axis of its own; with more, all share the metric's full range."""
-MAX_RUN_LINES = 12
-"""Up to so many runs, `training_losses` draws each as a line."""
 
 GREY = "#777777"
+_KINDS = ("single", "finetuned", "multi", "offline", "published")
 Styles = Mapping[style.SeriesKey, style.SeriesStyle]
 
 
@@ -53,10 +51,11 @@ def learning_curves(
 
     Thick: the mean over seeds. Thin: each seed, where there are several. Shaded: the 95% interval of the mean from
     three seeds on, the range of the seeds with two. Dotted: a random policy, where the registry knows its return.
-    Dashed: published curves (mean over seeds), over the steps of the runs only.
+    Dashed: published curves (mean over seeds), over the steps of the runs only. Without any run's evaluation published
+    curves are drawn whole, and solid.
 
     Args:
-        table: tidy table of evaluations; agents that learned from data alone are left to `multitask_figures`.
+        table: tidy table of the runs' evaluations; agents that learned from data alone are left out.
         reference: tidy table of published curves.
         tasks: tasks to draw a panel for, also where there is no evaluation; default: those of the table.
 
@@ -66,10 +65,14 @@ def learning_curves(
     from matplotlib.figure import Figure
 
     table = online(primary(table))
-    names = task_order(table["task"] if tasks is None else tasks)
+    alone = table.empty and reference is not None  # published curves alone
+    shown = table if reference is None or not alone else reference
+    names = task_order(shown["task"] if tasks is None else tasks)
     means = curves(table)
     published = curves(primary(reference[reference["task"].isin(names)])) if reference is not None else means.iloc[:0]
-    styles = style.series_styles([*series_of(means), *series_of(published)])
+    styles: Styles = style.series_styles([*series_of(means), *series_of(published)])
+    if alone:  # nothing to tell them from by dashes, and solid lines are read most easily
+        styles = {key: dataclasses.replace(look, line="-") for key, look in styles.items()}
     free = len(names) <= FREE_SCALE_PANELS
     legend = [*series_entries(styles), *spread_entries(means), *random_entry(names)]
 
@@ -101,10 +104,13 @@ def _draw_task(
     """One panel: random policy, seeds, means and bands, published curves, limits and ticks."""
     highest = draw_random(axes, task)
     highest = max(highest, draw_curves(axes, seeds, means, styles, "env_steps", marks=free))
-    last_step = float(means["env_steps"].max()) if len(means) else None
+    alone = all(key[1] == "published" for key in styles)
+    over = published if alone else means
+    last_step = float(over["env_steps"].max()) if len(over) else None
+    line: dict[str, Any] = {"linewidth": 0.8} if alone else {"linewidth": 0.8, "linestyle": "--", "dashes": (3, 1.5)}
     for key, curve in groups(published):
         steps, values = curve["env_steps"].to_numpy(float), curve["mean"].to_numpy(float)
-        axes.plot(steps, values, "--", color=styles[key].colour, linewidth=0.8, dashes=(3, 1.5), zorder=2.5)
+        axes.plot(steps, values, color=styles[key].colour, zorder=2.5, **line)
         end = last_step or 0.0
         highest = max(highest, float(np.interp(end, steps, values)), *values[steps <= end])
     set_limits(axes, task, last_step, highest, free)
@@ -209,20 +215,32 @@ def random_entry(tasks: Sequence[str]) -> list[Artist]:
     return [Line2D([], [], color=GREY, linestyle=":", linewidth=0.9, label="random policy")] if known else []
 
 
-def legend_order(styles: Styles) -> list[style.SeriesKey]:
-    """Ours by size, then the published ones."""
-    return sorted(styles, key=lambda key: (key[1] == "published", key[0], key[2] or 0, key[1], key[3]))
+def legend_order(styles: Iterable[style.SeriesKey]) -> list[style.SeriesKey]:
+    """Ours by size, then the published ones, TD-MPC2 before others; single-task before multi-task of the same size."""
+
+    def place(key: style.SeriesKey) -> tuple[bool, bool, str, int, int, str]:
+        algorithm, kind, size, task_set = key
+        return (
+            kind == "published",
+            not algorithm.startswith("tdmpc2"),
+            algorithm,
+            size or 0,
+            _KINDS.index(kind),
+            task_set,
+        )
+
+    return sorted(styles, key=place)
 
 
 def final_scores(final: pd.DataFrame, last: pd.DataFrame) -> Figure:
     """Final normalised scores, one row a task: the mean as a large dot, seeds as small ones, a bar from min to max.
 
-    Hollow small dots are seeds that ended earlier and do not count. A grey tick is the random policy, hollow diamonds
+    Hollow small dots are seeds that ended earlier and do not count. A grey tick is the random policy, hollow marks
     are published values at the same environment steps.
 
     Args:
         final: as `scores.final_scores` returns it.
-        last: as `scores.last_evaluations` returns it.
+        last: as `scores.last_evaluations` returns it, of the same series.
 
     Returns:
         A figure with one axes, or several side by side where there are many tasks.
@@ -277,29 +295,74 @@ def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.Dat
     final, last = final[final["task"].isin(block)], last[last["task"].isin(block)]
     ours = [key for key in legend_order(styles) if key[1] != "published"]
     offsets = dict(zip(ours, np.linspace(-0.28, 0.28, len(ours)) if len(ours) > 1 else [0.0], strict=True))
-    for i in range(0, len(block), 2):
-        axes.axhspan(i - 0.5, i + 0.5, color="#F6F6F6", zorder=0, linewidth=0)
+    _stripes(axes, len(block))
     for key, seeds in groups(last):
         colour = styles[key].colour
         for counted, face in ((True, colour), (False, "none")):
             shown = seeds[seeds["counted"] == counted]
-            y = shown["task"].map(position) + offsets[key]
+            y = _rows_of(shown, position) + offsets[key]
             draw_marks(axes, shown["score"], y, marker="o", size=4, face=face, edge=colour, layer=3)
     for key, rows in groups(final):
         look = styles[key]
-        y, factor = rows["task"].map(position) + offsets[key], rows["task"].map(scale)
+        y, factor = _rows_of(rows, position) + offsets[key], rows["task"].map(scale)
         axes.hlines(y, rows["min"] * factor, rows["max"] * factor, color=look.colour, linewidth=0.9, zorder=2)
         draw_marks(axes, rows["score"], y, marker=look.marker, size=16, face=look.colour, edge="white", layer=4)
 
     per_task = final.drop_duplicates("task")
-    y, factor = per_task["task"].map(position), per_task["task"].map(scale)
+    y, factor = _rows_of(per_task, position), per_task["task"].map(scale)
     axes.scatter(per_task["random_return"] * factor, y, s=26, marker="|", color=GREY, zorder=1.5, linewidths=1)
     for key in styles.keys() - set(ours):
         # the step, and so the published value, may differ from model to model: the furthest step's is drawn
         furthest = final.sort_values("env_steps", na_position="first").drop_duplicates("task", keep="last")
-        y, factor = furthest["task"].map(position), furthest["task"].map(scale)
+        y, factor = _rows_of(furthest, position), furthest["task"].map(scale)
         values, look = furthest[f"{PUBLISHED}{key[0]}"] * factor, styles[key]
         draw_marks(axes, values, y, marker=look.marker, size=13, face="none", edge=look.colour, layer=3.5)
+
+
+def _rows_of(table: pd.DataFrame, position: Mapping[str, float]) -> pd.Series:
+    """Place of each row's task on the y-axis; numbers also where there is no row, whose mapped names would be text."""
+    return table["task"].map(position).astype(float)
+
+
+def task_scores(rows: pd.DataFrame) -> Figure:
+    """Normalised scores of many series, one row a task: a hollow mark for each series' mean, a bar over its runs.
+
+    Made for published curves alone: series stand close together within a row, told apart by colour and marker.
+
+    Args:
+        rows: one row a task and series: task, algorithm, kind, size, task_set, mean, min, max (0 to 100).
+
+    Returns:
+        A figure with one axes, or several side by side where there are many tasks.
+    """
+    from matplotlib.figure import Figure
+
+    tasks = task_order(rows["task"])
+    styles = style.series_styles(series_of(rows))
+    order = legend_order(styles)
+    spread = 0.32 if len(order) > 1 else 0.0
+    offsets = dict(zip(order, np.linspace(-spread, spread, len(order)), strict=True))
+    entries = [hollow_mark(styles[key].marker, styles[key].colour, 3.5, styles[key].label) for key in order]
+
+    def draw(axes: Axes, block: list[str]) -> None:
+        position = {task: float(i) for i, task in enumerate(block)}
+        _stripes(axes, len(block))
+        for key, own in groups(rows[rows["task"].isin(block)]):
+            y, look = _rows_of(own, position) + offsets[key], styles[key]
+            axes.hlines(y, own["min"], own["max"], color=look.colour, linewidth=0.7, zorder=2)
+            draw_marks(axes, own["mean"], y, marker=look.marker, size=9, face="white", edge=look.colour, layer=3)
+
+    with style.applied():
+        figure = Figure()
+        columns = max(1, math.ceil(len(tasks) / 40))
+        score_rows(figure, tasks, columns, 0.1 + 0.028 * len(order), entries, SCORE_LABEL, draw)
+    return figure
+
+
+def _stripes(axes: Axes, rows: int) -> None:
+    """Every other row shaded, to lead the eye from the task's name to its marks."""
+    for i in range(0, rows, 2):
+        axes.axhspan(i - 0.5, i + 0.5, color="#F6F6F6", zorder=0, linewidth=0)
 
 
 def draw_marks(
@@ -309,50 +372,3 @@ def draw_marks(
     axes.scatter(
         x, y, s=size, marker=marker, facecolors=face, edgecolors=edge, linewidths=0.5, zorder=layer, clip_on=False
     )
-
-
-def training_losses(training: pd.DataFrame, axis: str = "env_steps") -> Figure:
-    """Losses and other training metrics over environment steps or updates, one panel a metric.
-
-    Up to 12 runs are a line each; of more runs, each series shows the median and the range from the 10th to the 90th
-    percentile.
-
-    Args:
-        training: as `results.load_training` returns it; every column that describes no run is a metric.
-        axis: the column on the x-axis, env_steps or updates.
-
-    Returns:
-        A figure with a panel for each metric that has a value.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
-    described = {"run", "seed", "env_steps", "updates", *SERIES}
-    metrics = [str(c) for c in training if c not in described and training[c].notna().any()]
-    styles = style.series_styles(series_of(training))
-    lines = training["run"].nunique() <= MAX_RUN_LINES
-    if len({key[1] for key in styles}) == 1:  # colours tell the series apart, and solid lines are read more easily
-        styles = {key: dataclasses.replace(look, line="-") for key, look in styles.items()}
-    with style.applied():
-        figure = Figure()
-        names = dict.fromkeys(metrics, "")
-        panels = panel_grid(figure, names, series_entries(styles), AXIS_LABELS[axis], shared_y=False)
-        for metric, panel in panels.items():
-            axes = panel.axes
-            known = training[training[metric].notna()]
-            if lines:
-                for key, run in groups(known, [*SERIES, "run"]):
-                    look = styles[key[:-1]]
-                    axes.plot(run[axis], run[metric], look.line, color=look.colour, linewidth=0.8, alpha=0.9)
-            else:
-                for key, part in groups(percentiles(known, metric, axis)):
-                    look = styles[key]
-                    axes.fill_between(part[axis], part["p10"], part["p90"], color=look.colour, alpha=0.2, linewidth=0)
-                    axes.plot(part[axis], part["p50"], look.line, color=look.colour)
-            lowest, highest = axes.dataLim.intervaly
-            if lowest > 0 and highest > 30 * lowest:
-                axes.set_yscale("log")
-                axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlim(left=0)
-            style.step_ticks(axes.xaxis, count=3)
-    return figure

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LEGEND_ROW = 0.16
+_LEGEND_ROW = 0.15
 _LEGEND_FONT = 7.0
 _LEFT, _RIGHT, _BOTTOM = 0.5, 0.12, 0.24
 
@@ -34,7 +34,12 @@ class Panel:
 
 
 def panel_grid(
-    figure: Figure, groups: Mapping[str, str], legend: Sequence[Artist], x_label: str, shared_y: bool
+    figure: Figure,
+    groups: Mapping[str, str],
+    legend: Sequence[Artist],
+    x_label: str,
+    shared_y: bool,
+    columns: int | None = None,
 ) -> dict[str, Panel]:
     """Place one titled panel for each name, in reading order, the shared legend above and the x label below them.
 
@@ -47,12 +52,13 @@ def panel_grid(
         legend: the legend's entries.
         x_label: label of all x-axes.
         shared_y: whether the panels of a row share the y-axis: only the first one is labelled, and they stand closer.
+        columns: panels side by side; default: as many as leave each legible.
 
     Returns:
         Panels by name.
     """
-    places = _places(groups, break_rows=shared_y)
-    columns = _columns(len(groups))
+    columns = _columns(len(groups)) if columns is None else columns
+    places = _places(groups, columns, break_rows=shared_y)
     font = {1: 8.0, 2: 7.5, 3: 7.0, 4: 7.0, 5: 6.5, 6: 6.0}.get(columns, 5.0)
     total = style.COLUMN_WIDTH if columns == 1 else style.PAGE_WIDTH
     gap = 0.14 if shared_y else 0.42
@@ -128,9 +134,8 @@ def _columns(count: int) -> int:
     return next(columns for most, columns in ((12, 4), (25, 5), (48, 6), (math.inf, 8)) if count <= most)
 
 
-def _places(groups: Mapping[str, str], break_rows: bool) -> dict[str, tuple[int, int]]:
+def _places(groups: Mapping[str, str], columns: int, break_rows: bool) -> dict[str, tuple[int, int]]:
     """Row and column of each name."""
-    columns = _columns(len(groups))
     places: dict[str, tuple[int, int]] = {}
     row, column, previous = 0, 0, None
     for name, group in groups.items():

@@ -1,4 +1,4 @@
-"""One look for all figures: colours, fonts, step ticks, and saving as PNG and SVG."""
+"""One look for all figures: colours, fonts, step ticks, and saving as PNG, SVG and PDF."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ PAGE_WIDTH = 7.16
 """Width in inches of both columns."""
 PNG_DPI = 220
 
+SUITE_NAMES = {"dmcontrol": "DMControl", "metaworld": "Meta-World", "maniskill": "ManiSkill2", "myosuite": "MyoSuite"}
+"""Benchmark suites as their authors write them, in reading order, by their name in the registry of tasks."""
+
 # Okabe and Ito's palette, told apart with every common form of colour blindness; its yellow is too pale on white.
 _SIZE_COLOURS = {1: "#E69F00", 5: "#0072B2", 19: "#009E73", 48: "#CC79A7", 317: "#D55E00"}
 _PUBLISHED_COLOURS = {
-    "tdmpc2": "#000000", "tdmpc2-pixels": "#56B4E9", "tdmpc": "#8C6D46", "dreamerv3": "#882255", "sac": "#888888",
+    "tdmpc2": "#000000", "tdmpc2-pixels": "#56B4E9", "tdmpc": "#8C6D46", "dreamerv3": "#882255", "sac": "#A6A6A6",
 }  # fmt: skip
 # Paul Tol's muted palette, for algorithms that are not known beforehand.
 _OTHER_COLOURS = ("#332288", "#44AA99", "#999933", "#AA4499", "#117733", "#CC6677", "#88CCEE", "#661100")
@@ -59,6 +62,7 @@ _RC: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.facecolor": "white",
     "svg.hashsalt": "tdmpc2",  # the same figure gives the same file
+    "pdf.fonttype": 42,  # TrueType: conferences refuse the default, Type 3
 }
 
 
@@ -72,6 +76,8 @@ _KIND_LOOKS: dict[str, tuple[LineStyle, str]] = {
     "finetuned": ("-.", "^"),
     "published": ("--", "D"),
 }
+# Published series share a line, so a marker of its own tells each apart where colours cannot.
+_PUBLISHED_MARKERS = {"tdmpc2": "D", "tdmpc2-pixels": "X", "tdmpc": "P", "dreamerv3": "p", "sac": "h"}
 _KIND_NAMES = {"multi": "multi-task", "offline": "offline", "finetuned": "finetuned", "published": "(published)"}
 
 
@@ -131,10 +137,13 @@ def series_styles(series: Iterable[SeriesKey]) -> dict[SeriesKey, SeriesStyle]:
         if algorithm == "tdmpc2" and size in _SIZE_COLOURS and kind != "published":
             known = _SIZE_COLOURS[size]
         colours[owner] = known or _free_colour(f"{algorithm} {size}", colours.values())
-    return {
-        key: SeriesStyle(series_name(*key), colours[key[0], key[1] == "published", key[2]], *_KIND_LOOKS[key[1]])
-        for key in keys
-    }
+    styles = {}
+    for key in keys:
+        line, marker = _KIND_LOOKS[key[1]]
+        if key[1] == "published":
+            marker = _PUBLISHED_MARKERS.get(key[0], marker)
+        styles[key] = SeriesStyle(series_name(*key), colours[key[0], key[1] == "published", key[2]], line, marker)
+    return styles
 
 
 def _free_colour(name: str, taken: Iterable[str]) -> str:
@@ -187,15 +196,21 @@ def fitting_characters(width: float, fontsize: float) -> int:
     return max(1, math.floor(width * 72 / (0.56 * fontsize)))
 
 
-def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a figure as `folder/NAME.png` and `folder/NAME.svg`.
+def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
+    """Write a figure as PNG, SVG and PDF; the same figure gives the same bytes.
+
+    Args:
+        figure: the figure.
+        folder: where to write; made where it is missing.
+        name: file name without its ending.
 
     Returns:
-        The two paths.
+        Path by format: PNG, SVG, PDF.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    paths = {format: folder / f"{name}.{format.lower()}" for format in ("PNG", "SVG", "PDF")}
     with applied():
-        figure.savefig(png, dpi=PNG_DPI)
-        figure.savefig(svg, metadata={"Date": None})
-    return png, svg
+        figure.savefig(paths["PNG"], dpi=PNG_DPI)
+        figure.savefig(paths["SVG"], metadata={"Date": None})
+        figure.savefig(paths["PDF"], metadata={"CreationDate": None})
+    return paths

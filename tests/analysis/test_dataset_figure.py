@@ -168,10 +168,10 @@ def test_data_set_with_returns_all_alike_is_drawn():
 
 def test_command_writes_both_files_and_refuses_what_it_cannot_draw(dataset, tmp_path, capsys):
     assert main([str(dataset.folder), "--output", str(tmp_path / "drawn" / "returns.png")]) == 0
-    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"returns.png", "returns.svg"}
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {"returns.png", "returns.svg", "returns.pdf"}
     capsys.readouterr()
     for folder, output, message in [
-        (dataset.folder, "returns.pdf", "returns.pdf: figures are written as PNG and SVG; name FILE.png or FILE"),
+        (dataset.folder, "returns.gif", "returns.gif: figures are written as PNG, SVG and PDF; name FILE.png or FILE"),
         (tmp_path, "returns.png", "holds no data set (dataset.json is missing)"),
         (dataset.folder, f"{dataset.folder}/dataset.json/x.png", "cannot be written (File exists)"),
     ]:

@@ -3,11 +3,13 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from analysis import figures, style
 from analysis.reference import load_reference
 from analysis.results import TABLE_COLUMNS, add_registry, load_sweep, load_training
+from analysis.run_report.figures import training_losses
 from analysis.scores import final_scores, last_evaluations
 from tdmpc2.tasks import TASK_SETS, TASKS
 
@@ -61,9 +63,10 @@ def test_learning_curves_have_a_labelled_panel_for_every_task(writer, tmp_path):
     assert walker.lines[-1].get_ydata().tolist() == [30.0, 500.0]
     assert len(reach.lines) == 1  # one seed, and no random return is known
     assert reach.get_ylim() == (0, pytest.approx(1.04))
-    png, svg = style.save(figure, tmp_path / "figures", "curves")
+    png, svg, pdf = style.save(figure, tmp_path / "figures", "curves").values()
     assert png.stat().st_size > 5000
     assert b"<svg" in svg.read_bytes()[:500]
+    assert pdf.read_bytes().startswith(b"%PDF")
 
 
 def test_two_seeds_show_their_range_and_one_point_a_mark(writer):
@@ -87,6 +90,31 @@ def test_published_curve_is_drawn_over_our_steps_only(writer, published):
     assert axes.get_xlim()[1] < 4000
     assert axes.get_ylim()[1] < 150  # not stretched by the published curve's end
     assert legend_labels(figure) == ["TD-MPC2 1M", "TD-MPC2 (published)", "random policy"]  # none of another task
+
+
+def test_published_curves_alone_are_drawn_whole_and_solid(published):
+    text = "step,reward,seed\n0,20,1\n100000,900,1\n"
+    reference = load_reference(published({"tdmpc2/walker-walk.csv": text, "sac/dog-run.csv": text})).table
+    figure = figures.learning_curves(reference.iloc[:0], reference)
+    assert titles(figure) == ["dog-run", "walker-walk"]
+    walker = figure.axes[1]
+    assert walker.get_xlim()[1] == pytest.approx(104_000)
+    assert walker.lines[-1].get_ydata().tolist() == [20.0, 900.0]
+    assert walker.lines[-1].get_linestyle() == "-"
+    assert legend_labels(figure) == ["TD-MPC2 (published)", "SAC (published)", "random policy"]
+
+
+def test_scores_of_many_series_stand_apart_within_a_task():
+    keys = [("sac", "published"), ("tdmpc2", "published")]
+    rows = pd.DataFrame(
+        [(task, a, k, pd.NA, "", 50.0, 40.0, 60.0) for task in TASK_SETS["all"] for a, k in keys],
+        columns=pd.Index(["task", "algorithm", "kind", "size", "task_set", "mean", "min", "max"]),
+    )
+    figure = figures.task_scores(rows)
+    assert sum(len(axes.get_yticks()) for axes in figure.axes) == 104
+    assert overlaps(figure) == []
+    marks = [np.asarray(c.get_offsets()) for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    assert [mark[0].tolist() for mark in marks] == [pytest.approx([50.0, 0.32]), pytest.approx([50.0, -0.32])]
 
 
 @pytest.mark.parametrize("name", ["dmcontrol", "all"])
@@ -130,7 +158,7 @@ def test_final_scores_place_mean_seeds_random_and_published(writer, published, t
     means = next(points for points in drawn if 40.0 in points)
     assert len(means) == 2  # a row for the task without a score, too
     assert any(40.0 in points and points != means for points in drawn)  # published: halfway to 800
-    assert style.save(figure, tmp_path, "final")[0].exists()
+    assert style.save(figure, tmp_path, "final")["PNG"].exists()
 
 
 def test_final_scores_of_many_tasks_stand_in_columns():
@@ -146,7 +174,7 @@ def test_final_scores_of_many_tasks_stand_in_columns():
 def test_losses_have_a_panel_for_each_metric_that_was_logged(writer):
     writer.add("walker-walk", 1, [(0, 30.0)])
     writer.add("walker-walk", 2, [(0, 30.0)], size=5)
-    figure = figures.training_losses(load_training(load_sweep(writer.folder, now=NOW)))
+    figure = training_losses(load_training(load_sweep(writer.folder, now=NOW)))
     assert titles(figure) == ["consistency_loss", "value_loss"]
     assert [len(axes.lines) for axes in figure.axes] == [2, 2]
     assert legend_labels(figure) == ["TD-MPC2 1M", "TD-MPC2 5M"]

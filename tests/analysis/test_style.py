@@ -31,6 +31,12 @@ def test_series_are_told_apart():
     assert styles["dreamerv3", "published", None, ""].label == "DreamerV3 (published)"
 
 
+def test_published_series_have_markers_of_their_own():
+    names = ("tdmpc2", "tdmpc2-pixels", "tdmpc", "dreamerv3", "sac")
+    styles = style.series_styles([(name, "published", None, "") for name in names])
+    assert len({look.marker for look in styles.values()}) == len(names)
+
+
 def test_multi_task_series_shares_the_colour_but_not_the_line():
     styles = style.series_styles([("tdmpc2", "single", 5, ""), ("tdmpc2", "multi", 5, "")])
     single, multi = styles["tdmpc2", "single", 5, ""], styles["tdmpc2", "multi", 5, ""]
