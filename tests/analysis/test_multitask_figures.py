@@ -4,13 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.comparison import compare_kinds
-from analysis.multitask_figures import kinds_compared, update_curves
-from analysis.results import load_sweep
-from analysis.scores import final_scores
+from analysis.multitask.buffers import read_buffers
+from analysis.multitask.comparison import compare
+from analysis.multitask.difference_figures import series_differences, task_differences
+from analysis.multitask.figures import kinds_compared, update_curves
+from analysis.multitask.overview import compare_means
+from analysis.study import load_study
 from tdmpc2.tasks import TASK_SETS, TASKS
-
-NOW = 1_700_000_000.0
 
 
 def value(task: str, share: float) -> float:
@@ -18,8 +18,8 @@ def value(task: str, share: float) -> float:
 
 
 def loaded(writer):
-    sweep = load_sweep(writer.folder, now=NOW)
-    return sweep.table, compare_kinds(final_scores(sweep.runs, sweep.table))
+    study = load_study([writer.folder])
+    return study.ours, compare(study, read_buffers(study.runs)[0])
 
 
 def many(writer, tasks, sizes, seeds=(1,)):
@@ -66,7 +66,7 @@ def test_curves_over_updates_stand_beside_the_single_task_score_and_the_random_o
     assert legend_labels(figure) == [
         "TD-MPC2 1M multi-task (2 tasks)",
         "TD-MPC2 5M multi-task (2 tasks)",
-        "TD-MPC2 1M single-task, final",
+        "TD-MPC2 1M single-task",
         "random policy",
     ]
 
@@ -112,12 +112,38 @@ def test_compared_kinds_of_all_tasks_stay_legible(writer):
     assert row > 0.25  # inches: the marks of a row stay apart
 
 
-def test_two_tasks_and_single_task_levels_of_two_sizes(writer):
-    tasks = ["walker-walk", "dog-run"]
-    writer.add("walker-walk", 1, [(3000, 500.0)])
-    writer.add("walker-walk", 1, [(3000, 505.0)], size=5)
-    writer.add_multi(tasks, 1, [(0, dict.fromkeys(tasks, 1.0)), (2000, dict.fromkeys(tasks, 40.0))])
-    figure = update_curves(*loaded(writer))
+def test_curves_of_one_task_set_leave_out_the_agents_of_another(writer):
+    for tasks in (["walker-walk", "dog-run"], ["walker-walk", "dog-run", "mw-reach"]):
+        writer.add_multi(tasks, 1, [(0, dict.fromkeys(tasks, 0.0)), (2000, dict.fromkeys(tasks, 0.5))])
+    table, rows = loaded(writer)
+    figure = update_curves(table, rows[rows["task_set"] == "2 tasks"])
+    assert legend_labels(figure)[0] == "TD-MPC2 1M multi-task (2 tasks)"
+    assert not any("3 tasks" in label for label in legend_labels(figure))
+
+
+def test_differences_are_sorted_and_hollow_without_an_interval(writer):
+    _, rows = many(writer, TASK_SETS["mt80"], (5,))
+    rows = rows.assign(difference=np.arange(80.0) - 40, difference_low=np.nan)
+    rows.loc[0, ["difference_low", "difference_high"]] = [-50.0, -30.0]
+    figure = task_differences(rows)
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == list(rows["task"])[::-1]
+    marks = [c for c in axes.collections if len(c.get_offsets()) == 1 and not hasattr(c, "get_segments")]
+    assert [float(mark.get_offsets()[0, 0]) for mark in marks] == list(range(39, -41, -1))
+    hollow = [bool((mark.get_facecolor() == 1).all()) for mark in marks]
+    assert hollow == [True] * 79 + [False]
+    assert axes.get_yticklabels()[0].get_fontsize() >= 5
+    assert figure.get_size_inches()[1] < 9.5
     assert overlaps(figure) == []
-    assert figure.axes[1].texts[:] == []  # two names would overlap; the legend tells them apart
-    assert "TD-MPC2 5M single-task, final" in legend_labels(figure)
+
+
+def test_overview_has_a_hollow_mark_for_an_undecided_series(writer):
+    _, rows = many(writer, ["walker-walk", "dog-run"], (1, 5))
+    figure = series_differences(compare_means(rows))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "TD-MPC2 5M multi-task (2 tasks), 2 tasks",
+        "TD-MPC2 1M multi-task (2 tasks), 2 tasks",
+    ]
+    marks = [c for c in figure.axes[0].collections if not hasattr(c, "get_segments")]
+    assert all((mark.get_facecolor() == 1).all() for mark in marks)
