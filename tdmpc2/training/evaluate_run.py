@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
 import time
@@ -20,6 +22,7 @@ from tdmpc2.envs.make import BACKENDS
 from tdmpc2.errors import UserError, require
 from tdmpc2.tasks import get_task
 from tdmpc2.training.evaluation import EpisodeScore, Evaluator, processes_pay, summarise
+from tdmpc2.training.folder import write_text
 from tdmpc2.training.load_agent import StoredAgent, open_run, read_agent
 from tdmpc2.training.logs import CLOCK, CsvLog
 from tdmpc2.training.runtime import available_cores, prepare_process
@@ -53,6 +56,8 @@ def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dic
         assert config.checkpoint is not None  # by the settings' own check
         source, table = config.checkpoint, None if config.output is None else Path(config.output)
         folder = Path() if table is None else _folder_of_new(table)
+    if table is not None:
+        _bring_up_to_date(table)
     prepare_process(config.threads)
     stored = read_agent(source, config.task)
     _check_size(stored, config.model_size)
@@ -80,6 +85,25 @@ def _folder_of_new(table: Path) -> Path:
     folder = table.parent
     require(folder.is_dir() and os.access(folder, os.W_OK), f"output: {folder} is not a folder that can be written to")
     return folder
+
+
+def _bring_up_to_date(table: Path) -> None:
+    """Give a table of an older version the columns it lacks, empty, so that no row is written under other names."""
+    if not table.exists():
+        return
+    with table.open(newline="") as file:
+        rows = csv.DictReader(file)
+        found = list(rows.fieldnames or ())
+        unknown = [name for name in found if name not in COLUMNS]
+        require(not unknown, f"{table}: column {', '.join(unknown)} is not one of this version; move the file away")
+        if found in ([], list(COLUMNS)):
+            return
+        older = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(older)
+    write_text(table, text.getvalue())
 
 
 def _check_size(stored: StoredAgent, wanted: int | None) -> None:

@@ -74,6 +74,24 @@ def test_rows_are_appended_and_the_run_itself_stays_as_it_is(run, rows):
     assert first["episode_length"] == "20"
 
 
+def test_a_table_of_an_older_version_gets_the_missing_columns_before_rows_are_added(run, rows):
+    table = run.path / "evaluations.csv"
+    table.write_text("env_steps,task,episodes,return\n30,pendulum-swingup,4,12.5\n")
+    evaluate(run, mpc=False)
+    older, newer = rows(table)
+    assert (older["env_steps"], older["return"], older["mpc"], older["seed"]) == ("30", "12.5", "", "")
+    assert (newer["env_steps"], newer["episodes"], newer["mpc"]) == ("50", "2", "False")
+
+
+def test_a_table_with_unknown_columns_is_refused_before_any_planning(run, monkeypatch):
+    monkeypatch.setattr("tdmpc2.training.evaluation.Evaluator.evaluate", lambda *_: pytest.fail("planned"))
+    table = run.path / "evaluations.csv"
+    table.write_text("task,reward\npendulum-swingup,3\n")
+    with pytest.raises(UserError, match=r"evaluations\.csv: column reward is not one of this version"):
+        evaluate(run)
+    assert table.read_text() == "task,reward\npendulum-swingup,3\n"
+
+
 def test_the_command_prints_a_table(run, capsys):
     assert main(["evaluate", f"run={run.path}", "episodes=2", "threads=1", "device=cpu", "--quiet"]) == 0
     shown = capsys.readouterr().out
