@@ -5,15 +5,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SWEEP ?= quickstart
 RESULTS ?= results
-REFERENCE ?=
+# Published curves to overlay: a folder, `none`, or those that `tdmpc2 reference import` put where they are looked for.
+REFERENCE ?= $(wildcard $(RESULTS)/reference/curves)
+RUN ?=
 ARGS ?=
 
+# The report of the sweeps named, or, with SWEEP= and a REFERENCE, of the published curves alone.
+CURVES = $(filter-out none,$(REFERENCE))
+REPORT = $(if $(CURVES),echo "published curves: $(CURVES) (REFERENCE=none leaves them out)" >&2;) \
+	$(BIN)/python -m analysis.report $(addprefix $(RESULTS)/,$(SWEEP)) $(if $(CURVES),--reference $(CURVES))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status report test test-slow lint bench clean
+.PHONY: help setup sweep plan status report lab test test-slow lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  SWEEP=name picks the sweep (default: quickstart; see scripts/sweeps/), ARGS='...' adds options."
+	@echo "  Reports overlay the published curves in REFERENCE=folder (default: $(RESULTS)/reference/curves where it exists;"
+	@echo "  none: no curves); RUN=name picks the run that the page on one run shows."
 
 setup: $(VENV)/.installed ## Create the virtual environment and install everything
 
@@ -27,7 +36,7 @@ $(VENV)/.installed: pyproject.toml
 sweep: setup ## Run a sweep to its report (resumes where it stopped)
 	@failed=0; $(BIN)/tdmpc2 sweep run $(SWEEP) --results $(RESULTS) $(ARGS) || failed=$$?; \
 	if [ $$failed -le 1 ]; then \
-	  $(BIN)/python -m analysis.report $(RESULTS)/$(SWEEP) $(if $(REFERENCE),--reference $(REFERENCE)) || exit $$?; \
+	  $(REPORT) || exit $$?; \
 	fi; exit $$failed
 
 plan: setup ## Show a sweep's runs and their cost
@@ -36,8 +45,11 @@ plan: setup ## Show a sweep's runs and their cost
 status: setup ## Show how far a sweep is
 	@$(BIN)/tdmpc2 sweep status $(SWEEP) --results $(RESULTS)
 
-report: setup ## Make a sweep's report (REFERENCE=folder overlays published curves)
-	@$(BIN)/python -m analysis.report $(RESULTS)/$(SWEEP) $(if $(REFERENCE),--reference $(REFERENCE))
+report: setup ## Make the report of sweeps (SWEEP="a b"); SWEEP= REFERENCE=folder: of published curves alone
+	@$(REPORT) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+lab: setup ## Open JupyterLab on copies of the report's notebooks
+	@$(BIN)/tdmpc2 lab --results $(RESULTS) $(ARGS)
 
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -n auto $(ARGS)

@@ -1,165 +1,351 @@
-"""Make a sweep's report: `python -m analysis.report results/NAME [--reference DIR] [--output DIR]`.
+"""Make a report: `python -m analysis.report [results/NAME ...] [--reference DIR]`.
 
-The last line on stdout is the path of the HTML page. Exit code 0: made; 1: the notebook failed (its executed copy is
-kept); 2: bad input.
+Without a sweep it is on the published curves alone. The last line on stdout is the path of the index page. Exit code 0:
+made; 1: a notebook failed (its executed copy is kept, the others are there); 2: bad input; 130: interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import html
+import json
 import os
 import shutil
+import signal
 import sys
-import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.page import page
-from analysis.reference import check_reference_folder
-from analysis.results import check_sweep_folder
-from tdmpc2.errors import UserError
+import psutil
 
-PROJECT = Path(__file__).resolve().parents[1]
-NOTEBOOK = PROJECT / "notebooks" / "learning_curves.ipynb"
+from analysis.execution import PROJECT, Kernels, NotebookError
+from analysis.index import Chapter, index_body, read_headline
+from analysis.page import INDEX, images, notebook_body, page, with_navigation
+from analysis.progress import Progress
+from analysis.report_folder import RECORD, Part, Record, publish, read_record, staging_folder
+from analysis.study import Study, load_study
+from analysis.words import duration, listed
+from tdmpc2.errors import UserError, require, unknown_name
+from tdmpc2.training.runtime import available_cores
+
+TITLES = {
+    "aggregate_scores": "Aggregate scores",
+    "multitask_vs_single": "Multi-task against single-task",
+    "scaling": "Scaling",
+    "task_embeddings": "Task embeddings",
+    "run_report": "A run in detail",
+}
+"""The notebooks, in the order of the index page, and what the navigation calls them."""
+NOTEBOOKS = tuple(PROJECT / "notebooks" / f"{name}.ipynb" for name in TITLES)
+ONE_RUN = "run_report"
+"""The notebook on a single run, which has a parameter more: `run`."""
+MOST_JOBS = 5
+KERNEL_BYTES = 1 << 30
+"""Memory that a notebook is expected to need."""
+INTERRUPTED = 130
 
 
-class NotebookError(Exception):
-    """A notebook failed; the message names the cell, the error and the executed copy."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a report is made from; see `study.load_study`."""
+
+    results: tuple[Path, ...] = ()
+    reference: Path | None = None
+    tasks: str = "all"
+    seeds: tuple[int, ...] | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """The notebooks' common parameters but for the output, paths absolute."""
+        return {
+            "results": [str(folder.resolve()) for folder in self.results],
+            "reference": None if self.reference is None else str(self.reference.resolve()),
+            "tasks": self.tasks,
+            "seeds": None if self.seeds is None else list(self.seeds),
+        }
+
+    def default_output(self) -> Path:
+        """`reports` in the sweep's folder; in results/A+B for several, in results/published for none."""
+        if not self.results:
+            return Path("results") / "published" / "reports"
+        if len(self.results) == 1:
+            return self.results[0] / "reports"
+        return self.results[0].parent / "+".join(folder.resolve().name for folder in self.results) / "reports"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was made."""
+
+    index: Path
+    """The index page."""
+    failed: tuple[Path, ...]
+    """Executed copies of the notebooks that failed."""
 
 
 def make_report(
-    sweep: Path, reference: Path | None = None, output: Path | None = None, notebook: Path = NOTEBOOK
-) -> Path:
-    """Execute the notebook on a sweep and write its page, figures and tables.
+    inputs: Inputs,
+    output: Path | None = None,
+    *,
+    run: str | None = None,
+    only: Sequence[str] = (),
+    jobs: int | None = None,
+    notebooks: Sequence[Path] = NOTEBOOKS,
+) -> Report:
+    """Execute the notebooks and write their pages, figures and tables, and the page that links them.
 
-    Everything is written beside the older report and renamed at the end, so that a failing run leaves that one whole.
+    Everything is written beside the older report and moved at the end. Then that one's files go, but for what the
+    report never wrote itself. Where no notebook could be executed to its end, the older report stays.
 
     Args:
-        sweep: the sweep's folder, `results/NAME`.
-        reference: folder of published curves to compare with, if any.
-        output: where to write; default: `reports` in the sweep's folder.
-        notebook: the papermill template.
-
-    Returns:
-        Path of the HTML page.
+        inputs: what to report on.
+        output: where to write; default: see `Inputs.default_output`.
+        run: the run that the page on a single run is about; None: the notebook chooses.
+        only: names of the notebooks to execute; none: all. Pages of the others stay where they were made from the same.
+        jobs: notebooks executed at once; None: as many as cores and memory allow.
+        notebooks: the papermill templates.
 
     Raises:
-        UserError: no such folder, no runs in it, the output cannot be written.
-        NotebookError: a cell failed; the executed copy stays in the output folder as NAME.failed.ipynb.
+        UserError: nothing to report on, an unknown name, the output cannot be written.
     """
-    check_sweep_folder(sweep)
-    if reference is not None:
-        check_reference_folder(reference)
-    if not notebook.is_file():
-        raise UserError(f"no notebook {notebook}; reports are made from a checkout of the project")
-    output = sweep / "reports" if output is None else output
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".making-", dir=output))
-    except OSError as error:
-        raise UserError(f"output {output}: cannot be written ({error.strerror})") from error
+    started = time.monotonic()
+    chosen = _choose(notebooks, only)
+    require(jobs is None or jobs >= 1, f"jobs: {jobs} is not 1 or more")
+    study = load_study(inputs.results, inputs.reference, inputs.tasks, inputs.seeds)
+    skipped = {} if len(study.runs) else {n.stem: "no runs of ours" for n in notebooks if n.stem == ONE_RUN}
+    require(not set(only) & set(skipped), f"{ONE_RUN}: there are no runs of ours to show")
+    chosen = [notebook for notebook in chosen if notebook.stem not in skipped]
+    if run is not None:
+        require(ONE_RUN in {n.stem for n in chosen}, f"run: {ONE_RUN} is not among the notebooks to execute")
+        if run not in set(study.runs["run"]):
+            raise unknown_name("run", run, list(study.runs["run"]), "run")
 
-    failed = output / f"{notebook.stem}.failed.ipynb"
-    try:
-        parameters = {
-            "sweep_folder": str(sweep.resolve()),
-            "reference_folder": None if reference is None else str(reference.resolve()),
-            "output_folder": str(staging.resolve()),
-        }
-        executed = staging / notebook.name
+    output = inputs.default_output() if output is None else output
+    with staging_folder(output) as staging:
+        older = read_record(output)
+        kept = _kept(older, output, inputs, [n.stem for n in notebooks if n not in chosen], bool(only))
+        parts = _execute(chosen, inputs, run, staging, output, jobs or default_jobs(len(chosen)), older.parts)
+        failed = tuple(output / f"{name}.failed.ipynb" for name, part in parts.items() if part.state == "failed")
+        if len(failed) == len(parts) and any(part.state == "done" for part in older.parts.values()):
+            for copy in failed:
+                os.replace(staging / copy.name.removesuffix(".failed.ipynb") / copy.name, copy)
+            files = (*older.files, *(copy.name for copy in failed))
+            publish(staging / "nothing", output, dataclasses.replace(older, files=files), older)
+            _say("no notebook could be executed: the older report stays as it was")
+            return Report(output / INDEX, failed)
+        parts |= kept | {name: Part("skipped", message=reason) for name, reason in skipped.items()}
+        record = Record(inputs.parameters(), {n.stem: parts[n.stem] for n in notebooks if n.stem in parts})
+        complete = _assemble(staging, output, study, record, set(kept))
+        publish(staging / RECORD.removesuffix(".json"), output, complete, older)
+    without = f", without {listed([path.name.removesuffix('.failed.ipynb') for path in failed])}" if failed else ""
+    _say(f"report made in {duration(time.monotonic() - started)}{without}")
+    return Report(output / INDEX, failed)
+
+
+def default_jobs(count: int) -> int:
+    """How many of `count` notebooks to execute at once, as cores and free memory allow."""
+    memory = int(psutil.virtual_memory().available // KERNEL_BYTES)
+    return max(1, min(MOST_JOBS, count, available_cores(), memory))
+
+
+def _choose(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
+    """The notebooks to execute, in their own order."""
+    for notebook in notebooks:
+        require(notebook.is_file(), f"no notebook {notebook}; reports are made from a checkout of the project")
+    names = [notebook.stem for notebook in notebooks]
+    for name in only:
+        if name not in names:
+            raise unknown_name("notebook", name, names, "only")
+    return [notebook for notebook in notebooks if not only or notebook.stem in only]
+
+
+def _kept(older: Record, output: Path, inputs: Inputs, others: Sequence[str], partial: bool) -> dict[str, Part]:
+    """Of the notebooks that are not executed this time, those whose older pages stay: whole, and of the same inputs."""
+    made = {name: part for name, part in older.parts.items() if partial and name in others and part.state == "done"}
+    made = {name: part for name, part in made.items() if all((output / file).is_file() for file in part.files)}
+    if made and dict(older.inputs) != inputs.parameters():
+        _say(f"the older pages were made from other inputs and go: {', '.join(made)}")
+        return {}
+    return made
+
+
+def _execute(
+    notebooks: Sequence[Path],
+    inputs: Inputs,
+    run: str | None,
+    staging: Path,
+    output: Path,
+    jobs: int,
+    older: Mapping[str, Part],
+) -> dict[str, Part]:
+    """Execute notebooks side by side, those first that took longest last time; each writes to staging/NAME."""
+    kernels = Kernels(threads=max(1, available_cores() // jobs))
+    known = {name: part.seconds for name, part in older.items() if part.state == "done"}
+    order = sorted(notebooks, key=lambda notebook: -known.get(notebook.stem, float("inf")))
+    with Progress([notebook.stem for notebook in order], known, jobs) as progress, ThreadPoolExecutor(jobs) as pool:
+
+        def make(notebook: Path) -> Part:
+            parameters = inputs.parameters() | ({"run": run} if notebook.stem == ONE_RUN else {})
+            progress.begin(notebook.stem)
+            return _make_page(notebook, parameters, staging / notebook.stem, output, kernels, progress)
+
+        futures = {pool.submit(make, notebook): notebook.stem for notebook in order}
+        parts: dict[str, Part] = {}
+        waiting = set(futures)
         try:
-            _execute(notebook, executed, parameters)
-        except NotebookError as error:
-            if executed.exists():
-                os.replace(executed, failed)
-                raise NotebookError(f"{error}\nexecuted copy with the error: {failed}") from error
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    part = parts[futures[future]] = future.result()
+                    progress.end(futures[future], part)
+                progress.refresh()
+        except BaseException:  # Ctrl-C too: no kernel may go on alone
+            for future in futures:
+                future.cancel()
+            kernels.stop()
             raise
-        html_page = staging / f"{notebook.stem}.html"
-        html_page.write_text(_to_html(executed, title=f"{sweep.resolve().name}: learning curves"), encoding="utf-8")
-        _publish(staging, output)
-        failed.unlink(missing_ok=True)
-        return output / html_page.name
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return parts
 
 
-def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
-    """Run a notebook by papermill in this very interpreter, whatever kernels are registered on the machine."""
-    import papermill
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+def _make_page(
+    notebook: Path, parameters: Mapping[str, Any], folder: Path, output: Path, kernels: Kernels, progress: Progress
+) -> Part:
+    """Execute a notebook into a folder of its own and write its page there.
 
-    class ThisInterpreter(AsyncKernelManager):
-        """Starts the kernel by `sys.executable`: a registered `python3` may belong to another environment."""
+    Args:
+        notebook: the template.
+        parameters: its parameters but for the output.
+        folder: where it writes; moved into `output` in the end, under which name its texts know it.
+        output: the report's folder.
+        kernels: who executes it.
+        progress: told of every cell.
+    """
+    started = time.monotonic()
+    import nbformat
 
-        transport_encryption = "auto"  # else the kernel warns that others on the machine could listen
-
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            metadata = {"supported_encryption": ["curve"]}
-            return KernelSpec(argv=command, display_name="Python 3", language="python", metadata=metadata)
-
+    folder.mkdir()
+    name, executed = notebook.stem, folder / notebook.name
+    message = ""
     try:
-        papermill.execute_notebook(
-            notebook,
-            executed,
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=PROJECT,
-            kernel_manager_class=ThisInterpreter,
-        )
-    except PapermillExecutionError as error:
-        first = next((line for line in error.source.splitlines() if line.strip()), "")
-        raise NotebookError(
-            f"{notebook.name} failed in cell {error.cell_index + 1} ({first!r}): {error.ename}: {error.evalue}"
-        ) from error
-    except DeadKernelError as error:
-        raise NotebookError(f"{notebook.name}: the kernel died ({error}); perhaps it ran out of memory") from error
+        values = {**parameters, "output": str(folder)}
+        kernels.execute(notebook, executed, values, lambda done, cells: progress.cell(name, done, cells))
+    except NotebookError as error:
+        message = str(error)
+    if executed.exists():
+        _rename_in(executed, folder, output.resolve())
+    if message:
+        copy = folder / f"{name}.failed.ipynb"
+        os.replace(executed, copy) if executed.exists() else shutil.copy(notebook, copy)
+        for path in folder.iterdir():  # half of the figures are no page
+            if path != copy:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        body = notebook_body(nbformat.read(executed, as_version=4), folder)
+        headline = read_headline(folder, name)
+        title = headline["title"] if headline else title_of(name)
+        (folder / f"{name}.html").write_text(page(title, body), encoding="utf-8")
+    files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+    state = "failed" if message else "done"
+    return Part(state, time.monotonic() - started, time.strftime("%Y-%m-%d %H:%M"), message, files)
 
 
-def _to_html(executed: Path, title: str) -> str:
-    """The executed notebook's outputs as a page, without its code."""
-    from nbconvert import HTMLExporter
+def _rename_in(executed: Path, folder: Path, output: Path) -> None:
+    """Replace the folder that a notebook wrote to by the one in which its files come to stand."""
+    text = executed.read_text(encoding="utf-8")
+    for form in (str, lambda path: html.escape(str(path))):
+        text = text.replace(json.dumps(form(folder))[1:-1], json.dumps(form(output))[1:-1])
+    executed.write_text(text, encoding="utf-8")
 
-    exporter = HTMLExporter(
-        template_name="basic",
-        exclude_input=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        exclude_markdown=True,  # the template's own words are for those who open the notebook
+
+def title_of(name: str) -> str:
+    """What the navigation calls a notebook's page."""
+    return TITLES.get(name, name.replace("_", " ").capitalize())
+
+
+def _assemble(staging: Path, output: Path, study: Study, record: Record, kept: set[str]) -> Record:
+    """Put the notebooks' files and the index page together in staging/report; returns the complete record.
+
+    Args:
+        staging: has the notebooks' files in staging/NAME.
+        output: has the files of the notebooks that are kept.
+        study: what the report is on.
+        record: all notebooks' parts.
+        kept: names of those whose pages stay.
+    """
+    report = staging / RECORD.removesuffix(".json")
+    report.mkdir()
+    for name, part in record.parts.items():
+        for file in part.files if name not in kept else ():
+            (report / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / name / file, report / file)
+    pages = {f"{name}.html": title_of(name) for name, part in record.parts.items() if part.state == "done"}
+    title = f"Report: {study.name}"
+    links = {INDEX: title, **pages}
+    contents = {}
+    for file in pages:
+        root = output if file.removesuffix(".html") in kept else report
+        contents[file] = with_navigation((root / file).read_text(encoding="utf-8"), links, file)
+        (report / file).write_text(contents[file], encoding="utf-8")
+    chapters = []
+    for name, part in record.parts.items():
+        root = output if name in kept else report
+        headline = read_headline(root, name) if part.state == "done" else None
+        figure = f"figures/{headline['figure']}.png" if headline and headline["figure"] else None
+        if figure not in part.files:
+            figure = None
+        shown = images(contents[f"{name}.html"]).get(figure, ("", None)) if figure else ("", None)
+        chapters.append(Chapter(name, title_of(name), part, headline, figure, *shown, name in kept))
+    body, files = index_body(study, chapters, report)
+    (report / INDEX).write_text(with_navigation(page(title, body), links, INDEX), encoding="utf-8")
+    return dataclasses.replace(record, files=(INDEX, *files))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description="Make the report of sweeps; without one, of published curves alone.",
     )
-    body, _ = exporter.from_filename(str(executed))
-    return page(title, body)
-
-
-def _publish(staging: Path, output: Path) -> None:
-    """Move everything into place, the page last: until then a reader sees the older one."""
-    files = sorted((p for p in staging.rglob("*") if p.is_file()), key=lambda p: (p.suffix == ".html", p))
-    for path in files:
-        target = output / path.relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
+    parser.add_argument("results", type=Path, nargs="*", metavar="SWEEP", help="folders of sweeps, results/NAME")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="published curves, DIR/ALGORITHM/TASK.csv")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: results/NAME/reports)")
+    parser.add_argument("--tasks", nargs="+", default=["all"], metavar="TASK", help="tasks or task sets to restrict to")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds to restrict it to")
+    parser.add_argument("--run", metavar="RUN", help="the run that the page on a single run is about")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help=f"of {', '.join(TITLES)}")
+    parser.add_argument("--jobs", type=int, metavar="N", help="notebooks executed at once (default: as cores allow)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Make the report of a sweep.")
-    parser.add_argument("sweep", type=Path, help="the sweep's folder, results/NAME")
-    parser.add_argument("--reference", type=Path, help="published curves: a folder of ALGORITHM/TASK.csv")
-    parser.add_argument("--output", type=Path, help="where to write (default: results/NAME/reports)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    seeds = None if options.seeds is None else tuple(options.seeds)
+    inputs = Inputs(tuple(options.results), options.reference, ",".join(options.tasks), seeds)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: kernels are stopped
     try:
-        path = make_report(options.sweep, options.reference, options.output)
-    except (UserError, NotebookError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    print(path)
-    return 0
+        report = make_report(
+            inputs, options.output, run=options.run, only=options.only, jobs=options.jobs, notebooks=NOTEBOOKS
+        )
+    except UserError as error:
+        _say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted; an older report is as it was")
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for copy in report.failed:
+        _say(f"executed copy with the error: {copy}")
+    print(report.index)
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `tdmpc2`: train, evaluate, embeddings, sweep, dataset, info, export-reference."""
+"""The command `tdmpc2`: train, evaluate, embeddings, sweep, dataset, reference, lab, info, export-reference."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
+    if hasattr(options, "handed_on"):
+        options.handed_on, left = left, []  # another program's options
     if any("=" not in word or word.startswith("-") for word in left) or (left and not hasattr(options, "settings")):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tdmpc2 import dataset_commands
+    from tdmpc2 import dataset_commands, lab_command, reference_commands
     from tdmpc2.sweeps.commands import register
 
     parser = argparse.ArgumentParser(prog="tdmpc2", description="A benchmark and analysis workbench for TD-MPC2.")
@@ -77,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(run_command=run_command)
     register(verbs)
     dataset_commands.register(verbs)
+    reference_commands.register(verbs)
+    lab_command.register(verbs)
     return parser
 
 
