@@ -39,9 +39,11 @@ def opening(title: str, study: Study, parameters: Mapping[str, Any]) -> None:
     for sweep in study.sweeps:
         if (sweep.runs["state"] != "done").any() or sweep.notes:
             paragraph(f"{sweep.name}: {runs_caption(sweep)}", "note")
-    shown = {**facts(study), **{f"Parameter {name}": _shown(value) for name, value in parameters.items()}}
-    shown["Project version of this report"] = __version__
-    table(pd.DataFrame({"fact": list(shown), "value": list(shown.values())}))
+    given = "; ".join(f"{name} = {_shown(value)}" for name, value in parameters.items())
+    paragraph(f"Project version {__version__}. Parameters: {given}.", "caption")
+    known = facts(study)
+    made_from = html_table(pd.DataFrame({"fact": list(known), "value": list(known.values())}))
+    _show(f"<details><summary>What this page was made from</summary>{made_from}</details>")
     listing("What was not taken as it stands", study.problems)
 
 
@@ -138,7 +140,7 @@ def headline(output: Path, notebook: str, title: str, sentence: str, figure_name
 
 def _shown(value: Any) -> str:
     if value is None or value == []:
-        return "none given"
+        return "none"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -34,6 +34,8 @@ from tdmpc2.tasks import TASKS
 
 PAPER_SIZE = 5
 """Single-task agents of the paper have so many million parameters, whatever size the multi-task agent has."""
+MOST_TASKS = 0.8
+"""A size is chosen only if it was run on at least this share of the tasks that the best covered size was run on."""
 SINGLE = ["single_algorithm", "single_kind", "single_size"]
 """What tells one series of single-task agents from another; kind single, or published."""
 _SCORED = ["seeds", "episodes", "score", "min", "max", "low", "high"]
@@ -105,7 +107,7 @@ def compare(
         table = ours.iloc[:0] if single is None else ours[_is_series(ours, single)]
         with_run = set() if single is None else set(single_runs.loc[_is_series(single_runs, single), "task"])
         if published_single:
-            lacking = rows.loc[~rows["task"].isin(with_run), "task"]
+            lacking = rows.loc[~rows["task"].isin(single_runs["task"]), "task"]
             table = pd.concat([table, _published(study, lacking)], ignore_index=True) if len(lacking) else table
         beside = dict(list(single_scores(table[table["task"].isin(rows["task"])], by_run, by_task).groupby("task")))
         shares = task_shares(buffers, list(own_runs["run"]))
@@ -141,7 +143,8 @@ def single_series(
     """The single-task series to compare a multi-task series with.
 
     Of its own algorithm where there are such runs, else of the plain one, else the first by name; then of its own
-    size, else of the paper's (5), else of the largest.
+    size, else of the paper's (5), else of the largest, of those sizes that were run on about as many of its tasks (at
+    least four fifths) as any: a comparison on few tasks of the same size says less than one on all of another.
 
     Args:
         series: algorithm, kind, size and task set of the multi-task agents.
@@ -157,7 +160,8 @@ def single_series(
         return None
     algorithms = sorted(set(single_runs["algorithm"]))
     algorithm = next((name for name in (series[0], ALGORITHM) if name in algorithms), algorithms[0])
-    there = sorted(int(size) for size in set(single_runs.loc[single_runs["algorithm"] == algorithm, "size"]))
+    covered = single_runs[single_runs["algorithm"] == algorithm].groupby("size")["task"].nunique()
+    there = sorted(int(size) for size in covered.index[covered >= MOST_TASKS * covered.max()])
     size = next((size for size in (series[2], PAPER_SIZE) if size in there), there[-1])
     return algorithm, "single", size, ""
 

@@ -179,15 +179,15 @@ def _where_single(comparison: pd.DataFrame) -> str:
     rows = comparison[_ours(comparison) & comparison["single_score"].notna()]
     if rows.empty:
         return MISSING
-    at_end = int((rows["single_step"] == rows["buffer_step"]).sum())
-    before = int((rows["single_step"] < rows["buffer_step"]).sum())
-    unknown = len(rows) - at_end - before
-    parts = [
-        f"where the buffer ended ({counted(at_end, 'task')})" if at_end else "",
-        f"at the last evaluation, before the buffer ended ({counted(before, 'task')})" if before else "",
-        f"at the last evaluation, as the buffers are not recorded ({counted(unknown, 'task')})" if unknown else "",
-    ]
-    return "; ".join(part for part in parts if part)
+    at_end = rows["single_step"] == rows["buffer_step"]
+    before = rows["single_step"] < rows["buffer_step"]
+    ends = {
+        "where the buffer ended": at_end,
+        "at the last evaluation, before the buffer ended": before,
+        "at the last evaluation, as the buffers are not recorded": ~(at_end | before),
+    }
+    tasks = {where: rows.loc[found, "task"].nunique() for where, found in ends.items()}
+    return "; ".join(f"{where} ({counted(number, 'task')})" for where, number in tasks.items() if number)
 
 
 def _span(values: pd.Series) -> str:

@@ -124,6 +124,19 @@ def test_the_single_task_size_is_the_own_one_else_five_else_the_largest(writer, 
     assert rows.loc["mw-reach", "note"] == "no single-task run of this task"
 
 
+def test_another_size_of_all_tasks_is_compared_with_rather_than_the_own_one_of_few(writer, published):
+    for task in ("walker-walk", "mw-reach"):
+        writer.add(task, 1, [(3000, 500.0, 0.5)])
+    writer.add("walker-walk", 1, [(3000, 900.0)], size=5)
+    writer.add_multi(TWO, 1, [(2000, {"walker-walk": 300.0, "mw-reach": 0.9})], size=5)
+    curves = published({"tdmpc2/mw-reach.csv": "step,success,seed\n2000000,1.0,1\n"})
+    study = load_study([writer.folder], curves)
+    rows = compare(study, read_buffers(study.runs)[0]).set_index("task")
+    assert rows["single_size"].tolist() == [1, 1]
+    assert rows["single_kind"].tolist() == ["single", "single"]  # no published score beside our own run of the task
+    assert rows.loc["mw-reach", "single_score"] == 50.0
+
+
 def test_a_size_that_nobody_trained_is_refused_with_those_there_are(writer):
     two_tasks(writer)
     with pytest.raises(UserError, match="sizes: no single-task run of 7M; there are runs of 1M"):
