@@ -38,16 +38,28 @@ def mean_of_present(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Seeds(NamedTuple):
-    """Tasks that have seeds: rows (tasks, width), each row's present ones first, and how many they are (tasks,)."""
+    """Tasks that have seeds."""
 
     rows: Scores
+    """(tasks, width): each row's present seeds first or, with `together`, a column an agent."""
     counts: NDArray[np.intp]
+    """How many seeds each task has (tasks,)."""
+    together: bool = False
+    """Whether a column is one agent of all tasks, whose scores rise and fall together: agents are drawn then."""
 
 
-def present_seeds(scores: Scores) -> Seeds:
-    """Scores (tasks, seeds) without the tasks that have no seed, and with the missing seeds last."""
-    rows = np.take_along_axis(scores, np.argsort(np.isnan(scores), axis=-1, kind="stable"), axis=-1)
-    counts = (~np.isnan(rows)).sum(axis=-1)
+def present_seeds(scores: Scores, together: bool = False) -> Seeds:
+    """Scores (tasks, seeds) without the tasks that have no seed, and with the missing seeds last.
+
+    Args:
+        scores: (tasks, seeds).
+        together: whether a column is one agent of all tasks; then the columns stay, but for those without any score.
+    """
+    present = ~np.isnan(scores)
+    counts = present.sum(axis=-1)
+    if together:
+        return Seeds(scores[counts > 0][:, present.any(axis=0)], counts[counts > 0], together=True)
+    rows = np.take_along_axis(scores, np.argsort(~present, axis=-1, kind="stable"), axis=-1)
     return Seeds(rows[counts > 0, : counts.max(initial=0)], counts[counts > 0])
 
 
@@ -55,10 +67,19 @@ def degrees_of_freedom(*sides: Seeds) -> float:
     """Degrees of freedom of the spread between seeds: how many residuals, in effect, tell what it is.
 
     Welch and Satterthwaite's formula on the variances of the tasks' means. Where few tasks make up most of the spread
-    (the others may all be solved) they are few. 0 where a side has no task with two seeds: its spread is not known.
+    (the others may all be solved) they are few. Agents that are drawn together have one mean each, over their tasks.
+    0 where a side has no task with two seeds, or a single agent: its spread is not known.
     """
     variances, own = [], []
-    for rows, counts in sides:
+    for rows, counts, together in sides:
+        if together:
+            agents = rows.shape[1]
+            if agents < 2:
+                return 0.0
+            of_means = float(np.var(mean_of_present(rows.T), ddof=1)) / agents
+            variances.append(np.array([of_means * len(rows) ** 2]))  # of the sum over tasks, as the others are
+            own.append(np.array([agents - 1]))
+            continue
         several = counts > 1
         if not several.any():
             return 0.0
@@ -97,8 +118,13 @@ def _places(rng: np.random.Generator, counts: NDArray[np.intp], width: int, draw
 
 
 def seed_resamples(rng: np.random.Generator, seeds: Seeds, resamples: int) -> Iterator[Scores]:
-    """Scores with seeds drawn anew within tasks, in portions (draws, tasks, seeds), `resamples` in all."""
+    """Scores with seeds drawn anew within tasks, or agents, in portions (draws, tasks, seeds), `resamples` in all."""
     tasks, width = seeds.rows.shape
+    if seeds.together:
+        for draws in portions(resamples, tasks * width):
+            agents = _places(rng, np.array([width]), width, draws)[:, 0]
+            yield np.moveaxis(seeds.rows[:, agents], 0, 1)
+        return
     starts = (np.arange(tasks) * width)[:, None]
     for draws in portions(resamples, tasks * width):
         yield seeds.rows.take(_places(rng, seeds.counts, width, draws) + starts)

@@ -113,6 +113,7 @@ def interval(
     level: float = 0.95,
     seed: int = 0,
     over_tasks: bool = False,
+    together: bool = False,
 ) -> Interval:
     """A statistic of scores with its stratified bootstrap interval.
 
@@ -147,12 +148,14 @@ def interval(
         over_tasks: draw tasks instead, for statements about tasks like these. A drawn task brings all its seeds, and
             with them their spread: drawing them once more would count it twice (Davison and Hinkley 1997, Bootstrap
             Methods and their Application, section 3.8). One seed a task is enough then.
+        together: whether a seed is one agent of all tasks (a multi-task agent), whose scores rise and fall together:
+            agents are drawn then, as drawing each task's seeds apart would let their luck cancel out.
 
     Returns:
         The statistic; without interval (NaN) where no task has two seeds, with `over_tasks` where there are fewer than
         two tasks.
     """
-    return _intervals(scores, {"": statistic}, resamples, level, seed, over_tasks)[""]
+    return _intervals(scores, {"": statistic}, resamples, level, seed, over_tasks, together)[""]
 
 
 def aggregate(
@@ -163,6 +166,7 @@ def aggregate(
     level: float = 0.95,
     seed: int = 0,
     over_tasks: bool = False,
+    together: bool = False,
 ) -> dict[str, Interval]:
     """Several aggregates of the same scores with their intervals, from one set of resamples.
 
@@ -173,6 +177,7 @@ def aggregate(
         level: of each interval by itself.
         seed: of the random generator.
         over_tasks: draw tasks instead of seeds.
+        together: draw whole agents, each of all tasks.
 
     Returns:
         Interval by name.
@@ -183,15 +188,21 @@ def aggregate(
     for name in names:
         if name not in AGGREGATES:
             raise unknown_name("aggregate", name, AGGREGATES)
-    return _intervals(scores, {name: AGGREGATES[name] for name in names}, resamples, level, seed, over_tasks)
+    return _intervals(scores, {name: AGGREGATES[name] for name in names}, resamples, level, seed, over_tasks, together)
 
 
 def _intervals(
-    scores: Scores, statistics: Mapping[str, Statistic], resamples: int, level: float, seed: int, over_tasks: bool
+    scores: Scores,
+    statistics: Mapping[str, Statistic],
+    resamples: int,
+    level: float,
+    seed: int,
+    over_tasks: bool,
+    together: bool,
 ) -> dict[str, Interval]:
     check_resampling(resamples, level)
     scores = checked_scores(scores, axes=2)
-    seeds = present_seeds(scores)
+    seeds = present_seeds(scores, together and not over_tasks)
     freedom = max(len(seeds.counts) - 1, 0) if over_tasks else degrees_of_freedom(seeds)
     drawn: list[NDArray[np.float64]] = []
     if freedom:
@@ -218,6 +229,7 @@ def difference(
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    together: tuple[bool, bool] = (False, False),
 ) -> Interval:
     """statistic(x) - statistic(y) with its interval; seeds are drawn within tasks, independently for x and y.
 
@@ -229,6 +241,7 @@ def difference(
         resamples: this and the rest as for `interval`.
         level: of the interval.
         seed: of the random generator.
+        together: of x and of y, as for `interval`.
 
     Returns:
         The difference; without interval (NaN) where one side has no task with two seeds, since its spread is not known.
@@ -237,19 +250,19 @@ def difference(
         UserError: if x and y have different numbers of tasks.
     """
     check_resampling(resamples, level)
-    sides = _shared(x, y)
+    sides = _shared(x, y, together)
     drawn = _drawn(sides, statistic, resamples, seed)
     value = float(statistic(sides[0].rows) - statistic(sides[1].rows))
     low, high = percentile_bounds(drawn[0] - drawn[1], value, level, degrees_of_freedom(*sides))
     return Interval(value, float(low), float(high))
 
 
-def _shared(x: Scores, y: Scores) -> tuple[Seeds, Seeds]:
+def _shared(x: Scores, y: Scores, together: tuple[bool, bool]) -> tuple[Seeds, Seeds]:
     """The tasks that both sides have seeds of."""
     x, y = checked_scores(x, axes=2), checked_scores(y, axes=2)
     require(len(x) == len(y), f"x and y must have the same tasks, but have {len(x)} and {len(y)} rows")
     shared = ~(np.isnan(x).all(axis=1) | np.isnan(y).all(axis=1))
-    return present_seeds(x[shared]), present_seeds(y[shared])
+    return present_seeds(x[shared], together[0]), present_seeds(y[shared], together[1])
 
 
 def _drawn(sides: Sequence[Seeds], statistic: Statistic, resamples: int, seed: int) -> list[NDArray[np.float64]]:
@@ -259,7 +272,13 @@ def _drawn(sides: Sequence[Seeds], statistic: Statistic, resamples: int, seed: i
 
 
 def performance_profile(
-    scores: Scores, thresholds: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    scores: Scores,
+    thresholds: ArrayLike,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    together: bool = False,
 ) -> pd.DataFrame:
     """Share of runs that score above each threshold, each task counting the same (Agarwal et al. 2021).
 
@@ -267,34 +286,33 @@ def performance_profile(
         scores: (tasks, seeds).
         thresholds: normalised scores, in any order.
         resamples: this and the rest as for `interval`.
-        level: of the interval at each threshold by itself, not of the whole curve.
+        level: of the interval at each threshold by itself, not of the whole curve. With 10 tasks or fewer, where shares
+            are near 0 or 1, it was seen to contain the truth in only 73 to 90%.
         seed: of the random generator.
+        together: as for `interval`.
 
     Returns:
         threshold (rising), share (0 to 1), low, high.
     """
     check_resampling(resamples, level)
     edges = np.sort(np.asarray(thresholds, dtype=np.float64).ravel())
-    seeds = present_seeds(checked_scores(scores, axes=2))
-    tasks, width = seeds.rows.shape
-    if tasks == 0:
+    seeds = present_seeds(checked_scores(scores, axes=2), together)
+    if len(seeds.rows) == 0:
         return pd.DataFrame({"threshold": edges, "share": np.nan, "low": np.nan, "high": np.nan})
     # How many thresholds each run is above says all: a resample's profile is a weighted histogram of these numbers.
-    above = Seeds(np.where(np.isnan(seeds.rows), np.nan, np.searchsorted(edges, seeds.rows, side="left")), seeds.counts)
-    weights = np.where(np.arange(width) < seeds.counts[:, None], 1 / (tasks * seeds.counts[:, None]), 0.0)
-    parts = seed_resamples(np.random.default_rng(seed), above, resamples)
-    drawn = np.concatenate([_profile(part, weights, len(edges)) for part in parts])
-    share = _profile(above.rows[None], weights, len(edges))[0]
+    numbers = np.where(np.isnan(seeds.rows), np.nan, np.searchsorted(edges, seeds.rows, side="left"))
+    parts = seed_resamples(np.random.default_rng(seed), seeds._replace(rows=numbers), resamples)
+    drawn = np.concatenate([_profile(part, len(edges)) for part in parts])
+    share = _profile(numbers[None], len(edges))[0]
     low, high = percentile_bounds(drawn, share, level, degrees_of_freedom(seeds))
     return pd.DataFrame({"threshold": edges, "share": share, "low": low, "high": high})
 
 
-def _profile(above: NDArray[np.float64], weights: NDArray[np.float64], thresholds: int) -> NDArray[np.float64]:
-    """Weight of the runs above each threshold.
+def _profile(above: NDArray[np.float64], thresholds: int) -> NDArray[np.float64]:
+    """Share of the runs above each threshold, each task counting the same.
 
     Args:
         above: (draws, tasks, seeds), how many thresholds a run is above; NaN where it is missing.
-        weights: (tasks, seeds), 0 where a run is missing.
         thresholds: how many there are.
 
     Returns:
@@ -302,13 +320,23 @@ def _profile(above: NDArray[np.float64], weights: NDArray[np.float64], threshold
     """
     draws, bins = len(above), thresholds + 1
     places = np.nan_to_num(above).astype(np.intp) + (np.arange(draws) * bins)[:, None, None]
-    counted = np.bincount(places.ravel(), np.broadcast_to(weights, places.shape).ravel(), minlength=draws * bins)
+    present = ~np.isnan(above)
+    of_task = present.sum(axis=-1, keepdims=True)
+    tasks = (of_task > 0).sum(axis=1, keepdims=True)
+    weights = np.where(present, 1 / np.maximum(of_task * tasks, 1), 0.0)
+    counted = np.bincount(places.ravel(), weights.ravel(), minlength=draws * bins)
     from_top = counted.reshape(draws, bins)[:, :0:-1].cumsum(axis=1)
     return np.minimum(from_top[:, ::-1], 1.0)  # sums may round to a little more than 1
 
 
 def probability_of_improvement(
-    x: Scores, y: Scores, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    x: Scores,
+    y: Scores,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    together: tuple[bool, bool] = (False, False),
 ) -> Interval:
     """Probability that a run of x scores higher than one of y on the same task, mean over tasks; ties count half.
 
@@ -322,6 +350,7 @@ def probability_of_improvement(
         resamples: this and the rest as for `interval`.
         level: of the interval.
         seed: of the random generator.
+        together: of x and of y, as for `interval`.
 
     Returns:
         The probability; without interval (NaN) where one side has no task with two seeds.
@@ -330,9 +359,12 @@ def probability_of_improvement(
         UserError: if x and y have different numbers of tasks.
     """
     check_resampling(resamples, level)
-    x_runs, y_runs = _shared(x, y)
+    x_runs, y_runs = _shared(x, y, together)
     wins = (np.sign(x_runs.rows[:, :, None] - y_runs.rows[:, None, :]) + 1) / 2  # NaN where either is missing
-    shares = (Seeds(mean_of_present(wins), x_runs.counts), Seeds(mean_of_present(wins.swapaxes(1, 2)), y_runs.counts))
+    shares = (
+        x_runs._replace(rows=mean_of_present(wins)),
+        y_runs._replace(rows=mean_of_present(wins.swapaxes(1, 2))),
+    )
     value = float(mean(shares[0].rows))
     drawn = _drawn(shares, mean, resamples, seed)
     low, high = np.clip(

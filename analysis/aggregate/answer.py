@@ -19,8 +19,8 @@ from analysis.words import listed, with_interval
 
 NO_EVALUATION = "No evaluation has been recorded yet, so there is no score to report."
 INTERVALS = (
-    "Intervals: 95%, stratified bootstrap (seeds drawn anew within each task), so they say how much other seeds on the "
-    "same tasks would differ, not other tasks."
+    "Intervals: 95%, stratified bootstrap (seeds drawn anew within each task; of multi-task agents, whole agents), so "
+    "they say how much other seeds on the same tasks would differ, not other tasks."
 )
 NO_PAIRS = "Series are compared where two of them have a score on the same task; there are no two yet."
 NO_CURVE = "Curves over environment steps need an evaluation of an agent that acts while it learns; there is none yet."

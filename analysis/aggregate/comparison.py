@@ -38,6 +38,11 @@ def series_scores(rows: pd.DataFrame, tasks: Sequence[str]) -> dict[SeriesKey, p
     return {key: of_series(scored, key) for key in series_keys(scored)}
 
 
+def one_agent(key: SeriesKey) -> bool:
+    """Whether a seed of the series is one agent of all its tasks, whose scores rise and fall together."""
+    return key[1] == "multi"
+
+
 def common_tasks(by_series: dict[SeriesKey, pd.DataFrame]) -> list[str]:
     """The tasks that every series has, in reading order."""
     sets = [set(rows["task"]) for rows in by_series.values()]
@@ -87,7 +92,8 @@ def aggregate_table(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
                         "step_min": counted["step"].min(),
                         "step_max": counted["step"].max(),
                     }
-                    for name, found in aggregate(score_matrix(counted)[1], resamples=resamples).items():
+                    drawn = aggregate(score_matrix(counted)[1], resamples=resamples, together=one_agent(key))
+                    for name, found in drawn.items():
                         record |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
                     records.append(record)
     statistics = [f"{name}{end}" for name in AGGREGATES for end in ("", "_low", "_high")]
@@ -110,7 +116,7 @@ def profiles(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     parts = []
     for scope, tasks in scopes(rows).items():
         for key, own in series_scores(rows, tasks).items():
-            part = performance_profile(score_matrix(own)[1], thresholds, resamples=resamples)
+            part = performance_profile(score_matrix(own)[1], thresholds, resamples=resamples, together=one_agent(key))
             part.insert(0, "tasks", own["task"].nunique())
             for place, (name, value) in enumerate(zip(["scope", *SERIES], [scope, *key], strict=True)):
                 part.insert(place, name, value)
@@ -159,7 +165,8 @@ def improvements(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
                 if not shared:
                     continue
                 x, y = _matrices(by_series, (first, second), shared)
-                better = probability_of_improvement(x, y, resamples=resamples)
+                together = (one_agent(first), one_agent(second))
+                better = probability_of_improvement(x, y, resamples=resamples, together=together)
                 test = paired_test(
                     [float(mean_score(a[None])) - float(mean_score(b[None])) for a, b in zip(x, y, strict=True)]
                 )
@@ -245,13 +252,14 @@ def rank(rows: pd.DataFrame, resamples: int = 2000) -> Ranking:
     standings = []
     for key in kept:
         scores = score_matrix(kept[key], tasks)[1]
-        found = aggregate(scores, names=("iqm", "mean"), resamples=resamples)
+        found = aggregate(scores, names=("iqm", "mean"), resamples=resamples, together=one_agent(key))
         standings.append(Standing(key, int(np.isfinite(scores).sum()), found["iqm"], found["mean"]))
     standings.sort(key=lambda standing: -standing.iqm.value)
     margin = None
     if len(standings) > 1:
-        x, y = _matrices(kept, [standing.key for standing in standings[:2]], tasks)
-        margin = difference(x, y, iqm, resamples=resamples)
+        first, second = (standing.key for standing in standings[:2])
+        x, y = _matrices(kept, (first, second), tasks)
+        margin = difference(x, y, iqm, resamples=resamples, together=(one_agent(first), one_agent(second)))
     return Ranking(tuple(tasks), tuple(standings), left_out, margin)
 
 

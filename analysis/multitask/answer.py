@@ -150,7 +150,8 @@ def rule(alpha: float) -> str:
     return (
         f"A model counts as better or worse only where the {1 - alpha:.0%} interval of its mean difference (bootstrap "
         "over tasks) does not hold 0, the sign-flip permutation test over tasks, corrected over the models (Holm), has "
-        f"p below {alpha:g}, at least {MIN_TASKS} tasks have both scores, and each side has more than one seed. Up to "
-        "five tasks cannot give p below 0.06. The interval is of the mean over tasks like these; it holds the spread "
-        "of the tasks and, through it, the noise of the seeds."
+        f"p below {alpha:g}, at least {MIN_TASKS} tasks have both scores, each side has more than one seed, and the "
+        "interval over agents does not hold 0 either. Up to five tasks cannot give p below 0.06. The interval over "
+        "tasks is of the mean over tasks like these. That over agents is of these tasks with agents of other seeds: "
+        "the scores of one multi-task agent rise and fall together, so whole agents are drawn."
     )

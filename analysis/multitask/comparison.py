@@ -28,6 +28,7 @@ from analysis.scores import (
     task_order,
 )
 from analysis.significance import adjust, two_sample_test
+from analysis.statistics import Interval, difference, mean
 from analysis.study import PUBLISHED_KIND, Study
 from tdmpc2.errors import UserError
 from tdmpc2.tasks import TASKS
@@ -42,7 +43,8 @@ _SCORED = ["seeds", "episodes", "score", "min", "max", "low", "high"]
 COMPARISON_COLUMNS = [
     "suite", "domain", "task", "metric", "embodiment", "objective", *SERIES, "updates", *_SCORED,
     *SINGLE, "single_step", "buffer_step", *(f"single_{name}" for name in _SCORED), "random_score", "over_random",
-    "difference", "difference_low", "difference_high", "p", "p_holm", "data_rows", "data_share", "buffers", "note",
+    "difference", "difference_low", "difference_high", "p", "p_holm", "agents_low", "agents_high", "data_rows",
+    "data_share", "buffers", "note",
 ]  # fmt: skip
 """Columns of `compare`."""
 SAME_BUFFERS, SOME_BUFFERS, OTHER_BUFFERS, NOT_RECORDED = (
@@ -125,7 +127,15 @@ def compare(
             for row in rows.to_dict("records")
         ]
         part = pd.DataFrame(pairs).join(shares.add_prefix("data_"), on="task")
-        parts.append(part.assign(p_holm=adjust(part["p"].to_numpy(float), "holm")))
+        own = [seeds_of.get((task, *key)) for task in rows["task"]]
+        over_agents = _over_agents(own, [beside.get(task) for task in rows["task"]], key[1] == "multi", alpha)
+        parts.append(
+            part.assign(
+                p_holm=adjust(part["p"].to_numpy(float), "holm"),
+                agents_low=over_agents.low,
+                agents_high=over_agents.high,
+            )
+        )
     if not parts:
         return pd.DataFrame(columns=pd.Index(COMPARISON_COLUMNS))
     table = pd.concat(parts, ignore_index=True)
@@ -135,6 +145,27 @@ def compare(
     )
     whole = dict.fromkeys(("size", "single_size", "episodes", "single_episodes", "updates"), "Int64")
     return ordered[COMPARISON_COLUMNS].astype(whole).reset_index(drop=True)
+
+
+def _over_agents(
+    own: Sequence[pd.DataFrame | None], other: Sequence[pd.DataFrame | None], together: bool, alpha: float
+) -> Interval:
+    """The mean difference over tasks with its interval over agents: what agents of other seeds might have given.
+
+    Args:
+        own: seeds of the multi-task series by task, with seed and score; None without any.
+        other: those of the single-task side.
+        together: whether one agent of the series is of all its tasks.
+        alpha: 1 - level of the interval.
+    """
+    both = [(mine, theirs) for mine, theirs in zip(own, other, strict=True) if mine is not None and theirs is not None]
+    if not both:
+        return Interval(np.nan, np.nan, np.nan)
+    x, y = (
+        pd.concat([side["score"].set_axis(side["seed"]).rename(place) for place, side in enumerate(sides)], axis=1)
+        for sides in zip(*both, strict=True)
+    )
+    return difference(x.T.to_numpy(float), y.T.to_numpy(float), mean, level=1 - alpha, together=(together, False))
 
 
 def single_series(
@@ -237,7 +268,7 @@ def _pair(
     """One row of `compare`: a task's multi-task score (`row`, seeds `own`) beside the single-task seeds `other`."""
     x = np.empty(0) if own is None else own["score"].to_numpy(float)
     y = np.empty(0) if other is None else other["score"].to_numpy(float)
-    difference, low, high = mean_difference(x, y, alpha)
+    gap, low, high = mean_difference(x, y, alpha)
     statistics = {str(name): column[0] for name, column in seed_statistics(y[:, None], 100.0).items()}
     episodes = pd.NA if other is None else other["episodes"].sum(min_count=max(1, len(other)))
     step = np.nan if other is None else float(other["step"].max())
@@ -258,7 +289,7 @@ def _pair(
         "single_episodes": episodes,
         "random_score": row["random_score"],
         "over_random": row["score"] - row["random_score"],
-        "difference": difference,
+        "difference": gap,
         "difference_low": low,
         "difference_high": high,
         "p": two_sample_test(x, y) if min(len(x), len(y)) > 1 else np.nan,

@@ -24,8 +24,9 @@ def compare_means(comparison: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame
     """Means over the tasks that have both scores, tested, with a verdict.
 
     The interval of the mean difference is over tasks (bootstrap), its p by a sign-flip permutation test, corrected over
-    the series (Holm). Better or worse is a series whose interval does not hold 0, whose corrected p is below alpha,
-    with at least `MIN_TASKS` tasks and, on either side, more than one seed somewhere. All else is undecided.
+    the series (Holm). Tasks of one agent share its luck, which neither knows of: so there is an interval over agents
+    too. Better or worse is a series whose two intervals do not hold 0, whose corrected p is below alpha, with at least
+    `MIN_TASKS` tasks and, on either side, more than one seed somewhere. All else is undecided.
 
     Args:
         comparison: as `comparison.compare` returns it.
@@ -36,15 +37,17 @@ def compare_means(comparison: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame
         beside it; "" and missing where there are none); tasks; updates; tasks_scored, tasks_random_known (among
         those), tasks_above_random (among these); tasks_compared (with both scores), tasks_published (of these, beside
         a published score); the means score and single_score over them; seeds and single_seeds (the most on any
-        task); difference, low, high (NaN with fewer than `MIN_TASKS` tasks), level, p, p_holm; higher and lower
-        (tasks with a positive or negative difference); better and worse (tasks, by p_holm of the task); most_gained,
-        gain, most_lost, loss (the extreme tasks and their differences); verdict; reason (why it is undecided).
+        task); difference, low, high (over tasks; NaN with fewer than `MIN_TASKS` tasks), agents_low, agents_high (over
+        agents), level, p, p_holm; higher and lower (tasks with a positive or negative difference); better and worse
+        (tasks, by p_holm of the task); most_gained, gain, most_lost, loss (the extreme tasks and their differences);
+        verdict; reason (why it is undecided).
     """
     records = [dict(zip(SERIES, key, strict=True)) | _means(rows, alpha) for key, rows in groups(comparison)]
     columns = [
         *SERIES, "single_algorithm", "single_size", "tasks", "updates", "tasks_scored", "tasks_random_known",
         "tasks_above_random", "tasks_compared", "tasks_published", "score", "single_score", "seeds", "single_seeds",
-        "difference", "low", "high", "level", "p", "p_holm", "higher", "lower", "better", "worse", "most_gained",
+        "difference", "low", "high", "agents_low", "agents_high", "level", "p", "p_holm", "higher", "lower", "better",
+        "worse", "most_gained",
         "gain", "most_lost", "loss", "verdict", "reason",
     ]  # fmt: skip
     if not records:
@@ -85,6 +88,8 @@ def _means(rows: pd.DataFrame, alpha: float) -> dict[str, object]:
         "difference": test.mean if test else np.nan,
         "low": test.low if test and len(both) >= MIN_TASKS else np.nan,
         "high": test.high if test and len(both) >= MIN_TASKS else np.nan,
+        "agents_low": rows["agents_low"].iloc[0],
+        "agents_high": rows["agents_high"].iloc[0],
         "level": 1 - alpha,
         "p": test.p if test and len(both) > 1 else np.nan,
         "higher": int((differences > 0).sum()),
@@ -116,6 +121,9 @@ def _verdict(row: Mapping[Any, Any], alpha: float) -> tuple[Verdict, str]:
             reasons.append("the interval holds 0")
         elif not row["p_holm"] < alpha:
             reasons.append(f"the permutation test gives no p below {alpha:g}")
+    if row["agents_low"] <= 0 <= row["agents_high"]:
+        span = f"{row['agents_low']:+.1f} to {row['agents_high']:+.1f}"
+        reasons.append(f"agents of other seeds might turn it round (interval over agents: {span})")
     if reasons:
         return "undecided", "; ".join(reasons)
     return ("better" if row["difference"] > 0 else "worse"), ""

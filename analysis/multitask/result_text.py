@@ -42,6 +42,7 @@ def means_table(means: pd.DataFrame) -> pd.DataFrame:
             "mean score": _numbers(means["score"]),
             "mean single-task score": _numbers(means["single_score"]),
             "mean difference": [differing(*row) for row in _three(means, "difference", "low", "high")],
+            "over agents": [_span(*row) for row in _three(means, "difference", "agents_low", "agents_high")],
             "p": _p_values(means["p"]),
             "p, Holm": _p_values(means["p_holm"]),
             "higher on": _of(means["higher"], means["tasks_compared"]),
@@ -51,7 +52,7 @@ def means_table(means: pd.DataFrame) -> pd.DataFrame:
             "verdict": means["verdict"],
         }
     )
-    optional = {"of these published": "0", "p, Holm": None}
+    optional = {"of these published": "0", "over agents": MISSING, "p, Holm": None}
     unused = [name for name, blank in optional.items() if blank is not None and shown[name].eq(blank).all()]
     return shown.drop(columns=[*unused, *(["p, Holm"] if len(means) == 1 else [])])
 
@@ -240,6 +241,10 @@ def differing(value: float, low: float, high: float) -> str:
     if pd.isna(value):
         return MISSING
     return signed(value) if pd.isna(low) else f"{signed(value)} [{signed(low)}, {signed(high)}]"
+
+
+def _span(_: float, low: float, high: float) -> str:
+    return MISSING if pd.isna(low) else f"{signed(low)} to {signed(high)}"
 
 
 def _three(rows: pd.DataFrame, *names: str) -> Iterable[tuple[float, float, float]]:

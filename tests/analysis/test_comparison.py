@@ -7,10 +7,11 @@ from scipy.stats import t as student
 from analysis.multitask import text as words
 from analysis.multitask.buffers import read_buffers
 from analysis.multitask.comparison import OTHER_BUFFERS, SAME_BUFFERS, compare, mean_difference
+from analysis.multitask.overview import compare_means
 from analysis.results import load_sweep
 from analysis.study import load_study
 from tdmpc2.errors import UserError
-from tdmpc2.tasks import TASKS
+from tdmpc2.tasks import TASK_SETS, TASKS
 
 TWO = ["walker-walk", "mw-reach"]
 
@@ -220,3 +221,19 @@ def test_section_says_what_was_learned_from_and_what_waits_or_failed(writer):
 def test_files_of_several_parts_have_names_of_their_own():
     assert words.file_suffix("mt30", ["mt30"]) == ""
     assert words.file_suffix("2 tasks (2)", ["mt30", "2 tasks (2)"]) == "-2-tasks-2"
+
+
+def test_luck_that_an_agent_has_on_all_its_tasks_leaves_the_verdict_undecided(writer):
+    tasks = TASK_SETS["dmcontrol"][:8]
+    for seed in (1, 2, 3):
+        for task in tasks:
+            writer.add(task, seed, [(3000, 500.0 + seed)])
+        shared = {1: -150.0, 2: 100.0, 3: 200.0}[seed]  # each agent so much above or below 500 on every task
+        writer.add_multi(tasks, seed, [(2000, {task: 500.0 + shared + i for i, task in enumerate(tasks)})])
+    rows = compared(writer)
+    (mean,) = compare_means(rows).to_dict("records")
+    assert mean["difference"] == pytest.approx(5.0 + 0.35 - 0.2)  # shifts and i, less the seeds
+    assert mean["low"] > 0  # over tasks alone it would be decided
+    assert mean["p_holm"] < 0.05
+    assert mean["agents_low"] < 0 < mean["agents_high"]
+    assert mean["verdict"] == "undecided"

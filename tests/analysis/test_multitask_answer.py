@@ -80,6 +80,7 @@ def test_worse_is_said_where_the_differences_are_the_other_way_round(writer):
         (pairs([4.0, 6.0, 5.0, 3.0, 7.0]), "the permutation test gives no p below 0.05"),  # 2 of 32
         (pairs([9.0] * 6 + [8.0], seeds=1, single_seeds=1), "either side has one seed a task"),
         (pairs([9.0] * 6 + [8.0], seeds=1), "the multi-task side has one seed a task"),
+        (pairs([9.0] * 6 + [8.0]).assign(agents_low=-3.0, agents_high=20.0), "(interval over agents: -3.0 to +20.0)"),
     ],
 )
 def test_undecided_is_said_with_its_reason(writer, rows, reason):

@@ -236,3 +236,30 @@ def test_the_median_of_nearly_solved_tasks_lies_within_its_interval():
     solved = np.clip(97 + 6 * rng.standard_normal((100, 3)), 0, 100)  # resampled task means reach 100 more often
     value, low, high = st.interval(solved, st.median)
     assert low < value < high <= 100
+
+
+def test_agents_of_many_tasks_are_drawn_whole():
+    scores = np.tile([[0.0, 10.0, 50.0]], (40, 1))  # each agent the same on all tasks: as one task with three seeds
+    assert st.interval(scores, st.mean, together=True) == st.interval(scores[:1], st.mean)
+    apart = st.interval(scores, st.mean)
+    assert apart.high - apart.low < 20  # drawn task by task, their luck cancels out
+    assert st.difference(scores, scores * 0, st.mean, together=(True, False)).low == pytest.approx(0.0)
+    assert np.isnan(st.interval(scores[:, :1], st.mean, together=True).low)  # one agent
+    profile = st.performance_profile(scores, [5.0], together=True)
+    assert profile[["share", "low", "high"]].to_numpy().tolist() == [pytest.approx([2 / 3, 0.0, 1.0])]
+
+
+def test_agents_that_lack_a_task_keep_their_column():
+    scores = np.array([[10.0, NAN], [20.0, 40.0], [NAN, NAN]])
+    value, low, high = st.interval(scores, st.mean, together=True)
+    assert value == (10 + 30) / 2
+    assert low == 15.0  # the first agent alone
+    assert 20 < high <= 40.0  # the second alone has 40, on the second task
+    assert bootstrap.degrees_of_freedom(bootstrap.present_seeds(scores, together=True)) == 1
+
+
+def test_freedom_of_whole_agents_beside_seeds_by_hand():
+    agents = bootstrap.present_seeds(np.array([[0.0, 10.0]] * 4), together=True)
+    seeds = bootstrap.present_seeds(np.array([[0.0, 10.0]] * 4))
+    # variance of the sum over 4 tasks: 16 x 50 / 2 = 400 with 1 degree of freedom; 4 x 50 / 2 = 100 with 4 x 1
+    assert bootstrap.degrees_of_freedom(agents, seeds) == pytest.approx(500**2 / (400**2 + 4 * 25**2))
