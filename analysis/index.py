@@ -125,7 +125,7 @@ def _card(chapter: Chapter) -> str:
     if chapter.part.state == "skipped":
         reason = html.escape(chapter.part.message)
         title = f"<h2>{html.escape(chapter.title)}</h2>"
-        return f'<section class="card">{title}<div class="only"><p>Left out: {reason}.</p></div></section>'
+        return f'<section class="card">{title}<p>Left out: {reason}.</p></section>'
     address = html.escape(f"{chapter.name}.html")
     title = chapter.headline["title"] if chapter.headline else chapter.title
     sentence = f"<p>{html.escape(chapter.headline['sentence'])}</p>" if chapter.headline else ""
@@ -138,15 +138,12 @@ def _card(chapter: Chapter) -> str:
         for folder, files in folders.items()
     )
     made = f" (of an earlier report, {html.escape(chapter.part.made)})" if chapter.kept else ""
-    text = f'{sentence}<p><a href="{address}">Open the page</a>{made}</p>{folded}'
-    shown, width = "", ' class="only"'
+    opened = f'<p><a href="{address}">Open the page</a>{made}</p>'
+    shown = ""
     if chapter.figure is not None:
-        width = ""
         shown = f'<a href="{address}">{image(chapter.figure, chapter.description, chapter.width)}</a>'
-    return (
-        f'<section class="card"><h2><a href="{address}">{html.escape(title)}</a></h2>'
-        f"<div{width}>{text}</div>{shown}</section>"
-    )
+    heading = f'<h2><a href="{address}">{html.escape(title)}</a></h2>'
+    return f'<section class="card">{heading}{sentence}{shown}{opened}{folded}</section>'
 
 
 def _runs(study: Study) -> list[str]:

@@ -55,11 +55,10 @@ nav a { text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 nav a[aria-current] { color: #1d2733; font-weight: 600; }
 p.failed { background: #fdecea; border-left: 3px solid #b3261e; padding: 8px 12px; max-width: none; }
-section.card { border: 1px solid #dfe3e8; border-radius: 6px; padding: 14px 20px 16px; margin: 18px 0;
-  display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 0 28px; align-items: start; }
-section.card h2 { grid-column: 1 / -1; margin: 0 0 6px; padding: 0; border: 0; }
-section.card div.only { grid-column: 1 / -1; }
-section.card img { margin: 2px auto; max-height: 560px; object-fit: contain; object-position: top; }
+section.card { border: 1px solid #dfe3e8; border-radius: 6px; padding: 14px 20px 12px; margin: 18px 0; }
+section.card h2 { margin: 0 0 6px; padding: 0; border: 0; }
+section.card p { max-width: none; }
+section.card img { margin: 12px auto; max-height: 520px; object-fit: contain; object-position: top; }
 section.card details { color: inherit; }
 ul.files { list-style: none; margin: 6px 0; padding: 0; font-size: 12.5px; color: #4a5665; }
 ul.files li { margin: 2px 0; overflow-wrap: anywhere; }
@@ -70,7 +69,7 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 800px) {
   main { padding: 16px 16px 40px; }
   h1 { font-size: 22px; }
-  section.card { display: block; padding: 12px 14px; }
+  section.card { padding: 12px 14px; }
   dl.facts { display: block; }
   dl.facts dd { margin-bottom: 6px; }
 }
