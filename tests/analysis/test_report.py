@@ -224,7 +224,8 @@ def test_interrupt_stops_the_kernels_and_leaves_the_older_report(sweep, template
     reports.mkdir()
     (reports / "index.html").write_text("older")
     code = (
-        "import sys; from pathlib import Path; from analysis import report\n"
+        "import signal, sys; from pathlib import Path; from analysis import report\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # where tests run in the background it is ignored
         f"report.NOTEBOOKS = (Path({str(slow)!r}),)\nsys.exit(report.main([{str(sweep)!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
