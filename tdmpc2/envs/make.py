@@ -27,6 +27,8 @@ class Backend(NamedTuple):
 
 BACKENDS: Mapping[str, Backend] = {
     "dmcontrol": Backend("tdmpc2.envs.dmcontrol", "dm_control"),
+    "metaworld": Backend("tdmpc2.envs.metaworld", "metaworld"),
+    "myosuite": Backend("tdmpc2.envs.myosuite", "myosuite"),
 }
 """The domains that this version runs."""
 

@@ -12,6 +12,9 @@ import importlib
 import os
 import subprocess
 import sys
+from typing import Any
+
+import numpy as np
 
 from tdmpc2.errors import UserError
 
@@ -88,3 +91,46 @@ def _first_that_works(*backends: str) -> str:
         reason = probe.stderr.strip().splitlines()
         faults.append(f"{backend}: {reason[-1] if reason else f'exit code {probe.returncode}'}")
     raise UserError(f"no OpenGL to render with ({'; '.join(faults)}): {_INSTALL}")
+
+
+class SceneRenderer:
+    """Pictures of a MuJoCo model's scene, for simulators that are not dm_control's.
+
+    OpenGL is loaded when the first picture is asked for.
+
+    Args:
+        model: the model (`mujoco.MjModel`).
+        data: its state (`mujoco.MjData`).
+        camera: name of the camera.
+    """
+
+    def __init__(self, model: Any, data: Any, camera: str) -> None:
+        self._model, self._data, self._camera = model, data, camera
+        self._renderers: dict[tuple[int, int], Any] = {}
+
+    def picture(self, height: int, width: int) -> np.ndarray[Any, Any]:
+        """The scene as uint8 (height, width, 3).
+
+        Raises:
+            UserError: nothing can render here.
+        """
+        if (height, width) not in self._renderers:
+            switch_rendering_on()
+            from mujoco.rendering.classic import gl_context, renderer
+
+            # MuJoCo chose its OpenGL when it was imported, which may have been before the choice was made.
+            importlib.reload(gl_context)
+            importlib.reload(renderer)
+            self._model.vis.global_.offheight = max(height, self._model.vis.global_.offheight)
+            self._model.vis.global_.offwidth = max(width, self._model.vis.global_.offwidth)
+            self._renderers[height, width] = renderer.Renderer(self._model, height, width)
+        drawn = self._renderers[height, width]
+        drawn.update_scene(self._data, camera=self._camera)
+        picture: np.ndarray[Any, Any] = drawn.render()
+        return picture
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        for drawn in self._renderers.values():
+            drawn.close()
+        self._renderers.clear()

@@ -1,0 +1,62 @@
+"""MyoSuite: 10 tasks of a hand driven by 39 muscles, as Gymnasium environments.
+
+The published results were made with an older release; what differs is told by `tasks.caveats`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdmpc2.envs.rendering import SceneRenderer, import_without_gl
+from tdmpc2.envs.simulated import Array, ControlStep, SimulatedEnv
+from tdmpc2.spec import ObsKind
+from tdmpc2.tasks import Task
+
+if TYPE_CHECKING:
+    import gymnasium
+
+CAMERA = "hand_side_inter"
+"""The camera of pictures: the hand from its side."""
+
+
+def build(task: Task, seed: int, obs: ObsKind) -> MyoSuiteEnv:
+    """The environment of a MyoSuite task; see `tdmpc2.envs.make.make_env`."""
+    import_without_gl()
+    import gymnasium
+    import myosuite  # noqa: F401  # registers the environments
+
+    # Unwrapped: the package's own time limit ends pen-twirl at 50 steps, where the published results have 100.
+    environment = gymnasium.make(task.backend, disable_env_checker=True).unwrapped
+    environment.reset(seed=seed)
+    return MyoSuiteEnv(task, environment, seed, obs)
+
+
+class MyoSuiteEnv(SimulatedEnv):
+    """A MyoSuite environment; as in the published results it does not end before its time limit."""
+
+    def __init__(self, task: Task, environment: gymnasium.Env[Any, Any], seed: int, obs: ObsKind) -> None:
+        self.environment: Any = environment
+        self._last: Array | None = None
+        self._scene = SceneRenderer(self.environment.mj_model, self.environment.mj_data, CAMERA)
+        obs_dim, action_dim = self.environment.observation_space.shape[0], self.environment.action_space.shape[0]
+        super().__init__(task, seed, obs, obs_dim, action_dim, float(self.environment.dt))
+
+    def _restart(self, seed: int | None) -> float:
+        self._last, _ = self.environment.reset(seed=seed)
+        return 0.0
+
+    def _control(self, action: Array) -> ControlStep:
+        self._last, reward, _, _, info = self.environment.step(action)
+        return ControlStep(float(reward), float(info["solved"]))
+
+    def _observe(self) -> Array:
+        return np.array(self._last, dtype=np.float32)
+
+    def _picture(self, height: int, width: int) -> Array:
+        return self._scene.picture(height, width)
+
+    def _free(self) -> None:
+        self._scene.close()
+        self.environment.close()
