@@ -41,7 +41,7 @@ class MetaWorldEnv(SimulatedEnv):
     def __init__(self, task: Task, environment: SawyerXYZEnv, seed: int, obs: ObsKind) -> None:
         self.environment = environment
         self._last: Array | None = None
-        self._scene = SceneRenderer(environment.model, environment.data, CAMERA)
+        self._scene = SceneRenderer(environment.model, environment.data, CAMERA, upside_down=True)
         obs_dim, action_dim = environment.observation_space.shape[0], environment.action_space.shape[0]
         super().__init__(task, seed, obs, obs_dim, action_dim, float(environment.dt))
 

@@ -39,7 +39,7 @@ class MyoSuiteEnv(SimulatedEnv):
     def __init__(self, task: Task, environment: gymnasium.Env[Any, Any], seed: int, obs: ObsKind) -> None:
         self.environment: Any = environment
         self._last: Array | None = None
-        self._scene = SceneRenderer(self.environment.mj_model, self.environment.mj_data, CAMERA)
+        self._scene = SceneRenderer(self.environment.mj_model, self.environment.mj_data, CAMERA, upside_down=True)
         obs_dim, action_dim = self.environment.observation_space.shape[0], self.environment.action_space.shape[0]
         super().__init__(task, seed, obs, obs_dim, action_dim, float(self.environment.dt))
 

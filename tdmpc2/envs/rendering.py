@@ -102,10 +102,11 @@ class SceneRenderer:
         model: the model (`mujoco.MjModel`).
         data: its state (`mujoco.MjData`).
         camera: name of the camera.
+        upside_down: whether the camera stands on its head, so that its pictures must be turned.
     """
 
-    def __init__(self, model: Any, data: Any, camera: str) -> None:
-        self._model, self._data, self._camera = model, data, camera
+    def __init__(self, model: Any, data: Any, camera: str, upside_down: bool = False) -> None:
+        self._model, self._data, self._camera, self._upside_down = model, data, camera, upside_down
         self._renderers: dict[tuple[int, int], Any] = {}
 
     def picture(self, height: int, width: int) -> np.ndarray[Any, Any]:
@@ -127,7 +128,7 @@ class SceneRenderer:
         drawn = self._renderers[height, width]
         drawn.update_scene(self._data, camera=self._camera)
         picture: np.ndarray[Any, Any] = drawn.render()
-        return picture
+        return picture[::-1, ::-1].copy() if self._upside_down else picture
 
     def close(self) -> None:
         """Free the OpenGL contexts."""
