@@ -29,6 +29,7 @@ BACKENDS: Mapping[str, Backend] = {
     "dmcontrol": Backend("tdmpc2.envs.dmcontrol", "dm_control"),
     "metaworld": Backend("tdmpc2.envs.metaworld", "metaworld"),
     "myosuite": Backend("tdmpc2.envs.myosuite", "myosuite"),
+    "maniskill": Backend("tdmpc2.envs.maniskill", "mani_skill2"),
 }
 """The domains that this version runs."""
 
