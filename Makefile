@@ -16,10 +16,10 @@ REPORT = $(if $(CURVES),echo "published curves: $(CURVES) (REFERENCE=none leaves
 	$(BIN)/python -m analysis.report $(addprefix $(RESULTS)/,$(SWEEP)) $(if $(CURVES),--reference $(CURVES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status report lab test test-slow lint bench clean
+.PHONY: help setup setup-maniskill sweep plan status report lab test test-slow lint bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  SWEEP=name picks the sweep (default: quickstart; see scripts/sweeps/), ARGS='...' adds options."
 	@echo "  Reports overlay the published curves in REFERENCE=folder (default: $(RESULTS)/reference/curves where it exists;"
 	@echo "  none: no curves); RUN=name picks the run that the page on one run shows."
@@ -32,6 +32,14 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+# ManiSkill2 needs NumPy 1, so it has an environment of its own, which the main one steps in worker processes.
+setup-maniskill: setup ## Install ManiSkill2 beside it, in an environment of its own
+	@test -d $(VENV)-maniskill || $(PYTHON) -m venv $(VENV)-maniskill
+	@echo "installing into $(VENV)-maniskill (a few minutes) ..."
+	@$(VENV)-maniskill/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/maniskill-requirements.txt
+	@$(VENV)-maniskill/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mani_skill2==0.5.3
+	@$(BIN)/tdmpc2 tasks maniskill --check
 
 sweep: setup ## Run a sweep to its report (resumes where it stopped)
 	@failed=0; $(BIN)/tdmpc2 sweep run $(SWEEP) --results $(RESULTS) $(ARGS) || failed=$$?; \

@@ -1,4 +1,4 @@
-"""The command `tdmpc2`: train, evaluate, embeddings, sweep, dataset, reference, lab, info, export-reference."""
+"""The command `tdmpc2`: train, evaluate, embeddings, sweep, dataset, reference, tasks, lab, info, export-reference."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tdmpc2 import dataset_commands, lab_command, reference_commands
+    from tdmpc2 import dataset_commands, lab_command, reference_commands, task_commands
     from tdmpc2.sweeps.commands import register
 
     parser = argparse.ArgumentParser(prog="tdmpc2", description="A benchmark and analysis workbench for TD-MPC2.")
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     register(verbs)
     dataset_commands.register(verbs)
     reference_commands.register(verbs)
+    task_commands.register(verbs)
     lab_command.register(verbs)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -21,17 +22,35 @@ class Backend(NamedTuple):
 
     module: str
     """Module with a function `build(task, seed, obs)`; imported when a task of the domain is first asked for."""
-    package: str
-    """The simulator's Python package."""
+    package: str | None
+    """The simulator's Python package; None where the module itself knows what there is: it has a function
+    `why_unavailable(task)`."""
 
 
 BACKENDS: Mapping[str, Backend] = {
     "dmcontrol": Backend("tdmpc2.envs.dmcontrol", "dm_control"),
     "metaworld": Backend("tdmpc2.envs.metaworld", "metaworld"),
     "myosuite": Backend("tdmpc2.envs.myosuite", "myosuite"),
-    "maniskill": Backend("tdmpc2.envs.maniskill", "mani_skill2"),
+    "maniskill": Backend("tdmpc2.envs.maniskill", None),
 }
-"""The domains that this version runs."""
+"""The domains by name."""
+
+
+def why_unavailable(name: str) -> str:
+    """Why a task cannot be run here, with the command that helps; "" where nothing is known to be lacking.
+
+    Nothing is imported or built, so it is quick, and a simulator that is there but broken is not found out.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    task = get_task(name)
+    backend = BACKENDS[task.domain]
+    if backend.package is None:
+        return str(importlib.import_module(backend.module).why_unavailable(task))
+    if importlib.util.find_spec(backend.package) is None:
+        return f"the Python package {backend.package} is not installed; `make setup` installs it"
+    return ""
 
 
 def make_env(name: str, seed: int = 0, obs: ObsKind = "state") -> Env:
@@ -52,24 +71,15 @@ def make_env(name: str, seed: int = 0, obs: ObsKind = "state") -> Env:
         obs: kind of observation.
 
     Raises:
-        UserError: the task is unknown, of a domain that this version does not run, its simulator is not installed,
-            or pixels are asked for where nothing can render.
+        UserError: the task is unknown, its simulator is not installed or lacks files, or pixels are asked for where
+            nothing can render, or of a task that has none.
         RuntimeError: the simulator's dims are not those of the registry.
     """
     task = get_task(name)
     if obs not in get_args(ObsKind):
         raise unknown_name("observation kind", obs, get_args(ObsKind), "obs")
-    if task.domain not in BACKENDS:
-        runs = ", ".join(BACKENDS)
-        raise UserError(f"task {name} cannot be run: it is of domain {task.domain}; this version runs {runs}")
-    backend = BACKENDS[task.domain]
-    try:
-        env: Env = importlib.import_module(backend.module).build(task, seed, obs)
-    except ModuleNotFoundError as error:
-        if error.name != backend.package:  # the simulator is there but broken: its own error says more
-            raise
-        raise UserError(
-            f"task {name} needs the Python package {backend.package}, which is not installed;"
-            " install this project's requirements (pip install -e . in its folder)"
-        ) from error
+    reason = why_unavailable(name)
+    if reason:
+        raise UserError(f"task {name} cannot be run: {reason}")
+    env: Env = importlib.import_module(BACKENDS[task.domain].module).build(task, seed, obs)
     return env

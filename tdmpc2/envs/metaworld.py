@@ -1,7 +1,7 @@
 """Meta-World: 50 tasks of a Sawyer arm, as Gymnasium environments.
 
 The published results were made with the package's V2 environments on MuJoCo 2.1. Its V3 environments, used here, carry
-V2's reward code on a current MuJoCo; what still differs is told by `tasks.caveats`.
+V2's reward code on a current MuJoCo; what still differs is told by `tasks.caveat`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from tdmpc2.envs.rendering import SceneRenderer, import_without_gl
 from tdmpc2.envs.simulated import Array, ControlStep, SimulatedEnv
+from tdmpc2.errors import UserError
 from tdmpc2.spec import ObsKind
 from tdmpc2.tasks import Task
 
@@ -24,6 +25,8 @@ CAMERA = "corner2"
 
 def build(task: Task, seed: int, obs: ObsKind) -> MetaWorldEnv:
     """The environment of a Meta-World task; see `tdmpc2.envs.make.make_env`."""
+    if obs == "rgb":
+        raise UserError(f"obs=rgb: {task.name} runs from states only; pixels are for DMControl's tasks")
     import_without_gl()
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 

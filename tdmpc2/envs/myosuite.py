@@ -1,21 +1,19 @@
 """MyoSuite: 10 tasks of a hand driven by 39 muscles, as Gymnasium environments.
 
-The published results were made with an older release; what differs is told by `tasks.caveats`.
+The published results were made with an older release; what differs is told by `tasks.caveat`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tdmpc2.envs.rendering import SceneRenderer, import_without_gl
 from tdmpc2.envs.simulated import Array, ControlStep, SimulatedEnv
+from tdmpc2.errors import UserError
 from tdmpc2.spec import ObsKind
 from tdmpc2.tasks import Task
-
-if TYPE_CHECKING:
-    import gymnasium
 
 CAMERA = "hand_side_inter"
 """The camera of pictures: the hand from its side."""
@@ -23,6 +21,8 @@ CAMERA = "hand_side_inter"
 
 def build(task: Task, seed: int, obs: ObsKind) -> MyoSuiteEnv:
     """The environment of a MyoSuite task; see `tdmpc2.envs.make.make_env`."""
+    if obs == "rgb":
+        raise UserError(f"obs=rgb: {task.name} runs from states only; pixels are for DMControl's tasks")
     import_without_gl()
     import gymnasium
     import myosuite  # noqa: F401  # registers the environments
@@ -36,8 +36,8 @@ def build(task: Task, seed: int, obs: ObsKind) -> MyoSuiteEnv:
 class MyoSuiteEnv(SimulatedEnv):
     """A MyoSuite environment; as in the published results it does not end before its time limit."""
 
-    def __init__(self, task: Task, environment: gymnasium.Env[Any, Any], seed: int, obs: ObsKind) -> None:
-        self.environment: Any = environment
+    def __init__(self, task: Task, environment: Any, seed: int, obs: ObsKind) -> None:
+        self.environment = environment
         self._last: Array | None = None
         self._scene = SceneRenderer(self.environment.mj_model, self.environment.mj_data, CAMERA, upside_down=True)
         obs_dim, action_dim = self.environment.observation_space.shape[0], self.environment.action_space.shape[0]

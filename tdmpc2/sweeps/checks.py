@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 
 from tdmpc2.errors import UserError, unknown_name
 from tdmpc2.sweeps.datasets import existing_tasks
 from tdmpc2.sweeps.planning import PlannedRun
-from tdmpc2.tasks import get_task
 
 
 def unavailable_tasks(runs: Sequence[PlannedRun]) -> dict[str, str]:
@@ -16,16 +14,11 @@ def unavailable_tasks(runs: Sequence[PlannedRun]) -> dict[str, str]:
 
     Those of runs on data sets need not be run: such a run is evaluated on the tasks that can be.
     """
-    from tdmpc2.envs.make import BACKENDS
+    from tdmpc2.envs.make import why_unavailable
 
-    reasons = {}
-    for name in dict.fromkeys(task for run in runs if not run.config.offline for task in run.config.tasks):
-        domain = get_task(name).domain
-        if domain not in BACKENDS:
-            reasons[name] = f"domain {domain} cannot be run by this version"
-        elif importlib.util.find_spec(BACKENDS[domain].package) is None:
-            reasons[name] = f"domain {domain} needs the Python package {BACKENDS[domain].package}"
-    return reasons
+    names = dict.fromkeys(task for run in runs if not run.config.offline for task in run.config.tasks)
+    reasons = {name: why_unavailable(name) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def why_not_runnable(runs: Sequence[PlannedRun], unavailable: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import EvaluateConfig
 from tdmpc2.data.files import disk_full_is_user_error
-from tdmpc2.envs.make import BACKENDS
+from tdmpc2.envs.make import why_unavailable
 from tdmpc2.errors import UserError, require
 from tdmpc2.tasks import get_task
 from tdmpc2.training.evaluation import EpisodeScore, Evaluator, processes_pay, summarise
@@ -27,6 +27,7 @@ from tdmpc2.training.load_agent import StoredAgent, open_run, read_agent
 from tdmpc2.training.logs import CLOCK, CsvLog
 from tdmpc2.training.runtime import available_cores, prepare_process
 
+_NAMES_SHOWN = 4
 COLUMNS = (*CLOCK, "seed", "mpc", "episodes", "return", "return_std", "success", "episode_length", "video")
 """Columns of evaluations.csv. Seconds are those that the whole evaluation took, of all its tasks side by side; steps
 and updates are empty where the agent learned from data alone, or its file does not tell."""
@@ -112,16 +113,14 @@ def _check_size(stored: StoredAgent, wanted: int | None) -> None:
 
 
 def _runnable(stored: StoredAgent, only: str | None) -> tuple[str, ...]:
-    """The tasks to evaluate, all of domains that this version runs."""
+    """The tasks to evaluate, all of which can be run here."""
     tasks = stored.choose_tasks(only)
-    domains = dict.fromkeys(get_task(name).domain for name in tasks)
-    missing = [domain for domain in domains if domain not in BACKENDS]
+    missing = {name: why_unavailable(name) for name in tasks if why_unavailable(name)}
     if missing:
-        left = [domain for domain in domains if domain in BACKENDS] if only is None else []
-        hint = f"; evaluate the others with only={','.join(left)}" if left else ""
-        raise UserError(
-            f"only: this version cannot run the tasks of {', '.join(missing)} (it runs {', '.join(BACKENDS)}){hint}"
-        )
+        left = [name for name in tasks if name not in missing]
+        hint = f"; evaluate the others with only={','.join(left)}" if left and only is None else ""
+        names = ", ".join(list(missing)[:_NAMES_SHOWN]) + (" and others" if len(missing) > _NAMES_SHOWN else "")
+        raise UserError(f"only: {names} cannot be run here: {next(iter(missing.values()))}{hint}")
     return tasks
 
 

@@ -17,7 +17,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.dataset import MANIFEST, Dataset
 from tdmpc2.data.multitask import MultitaskReplay, parse_task_weights
 from tdmpc2.data.prefetch import Prefetcher
-from tdmpc2.envs.make import BACKENDS
+from tdmpc2.envs.make import why_unavailable
 from tdmpc2.errors import UserError, require
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.tasks import get_task
@@ -100,7 +100,7 @@ class OfflineTraining:
         part = (team.rank, team.size)
         self._batches = Prefetcher(self.replay, config.sequences, stream, device, part)
         self._evaluator: Evaluator | None = None
-        self._evaluated = [task.name for task in self.data.tasks if get_task(task.name).domain in BACKENDS]
+        self._evaluated = [task.name for task in self.data.tasks if not why_unavailable(task.name)]
         self._say_what_is_not_evaluated()
         if state is not None:
             self._restore(state)
@@ -206,8 +206,8 @@ class OfflineTraining:
         if left_out:
             names = ", ".join(left_out[:4]) + (f" and {len(left_out) - 4} more" if len(left_out) > 4 else "")
             self._progress.note(
-                f"{len(left_out)} of {len(self.data.tasks)} tasks are learned but not evaluated, since this version "
-                f"cannot run them: {names}"
+                f"{len(left_out)} of {len(self.data.tasks)} tasks are learned but not evaluated, since they "
+                f"cannot be run here: {names} (`tdmpc2 tasks` says why)"
             )
 
     def _diverged(self, reason: str) -> DivergedError:
