@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 import gymnasium
@@ -27,7 +26,7 @@ class Backend(NamedTuple):
     `why_unavailable(task)`."""
 
 
-BACKENDS: Mapping[str, Backend] = {
+BACKENDS: dict[str, Backend] = {
     "dmcontrol": Backend("tdmpc2.envs.dmcontrol", "dm_control"),
     "metaworld": Backend("tdmpc2.envs.metaworld", "metaworld"),
     "myosuite": Backend("tdmpc2.envs.myosuite", "myosuite"),

@@ -118,7 +118,8 @@ def _runnable(stored: StoredAgent, only: str | None) -> tuple[str, ...]:
     missing = {name: why_unavailable(name) for name in tasks if why_unavailable(name)}
     if missing:
         left = [name for name in tasks if name not in missing]
-        hint = f"; evaluate the others with only={','.join(left)}" if left and only is None else ""
+        rest = ",".join(left) if len(left) <= _NAMES_SHOWN else "... (`tdmpc2 tasks` shows which run here)"
+        hint = f"; evaluate the others with only={rest}" if left and only is None else ""
         names = ", ".join(list(missing)[:_NAMES_SHOWN]) + (" and others" if len(missing) > _NAMES_SHOWN else "")
         raise UserError(f"only: {names} cannot be run here: {next(iter(missing.values()))}{hint}")
     return tasks

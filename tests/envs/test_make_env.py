@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tdmpc2.envs.make import BACKENDS, make_env
+from tdmpc2.envs.make import BACKENDS, make_env, why_unavailable
 from tdmpc2.errors import UserError
-from tdmpc2.tasks import TASK_SETS
+from tdmpc2.tasks import DOMAINS
 
 
 def raising(error: Exception):
@@ -28,17 +28,35 @@ def test_an_unknown_observation_kind_is_refused():
         make_env("cartpole-swingup", obs="pixels")
 
 
-@pytest.mark.parametrize("name", ["mw-reach", "myo-reach", "pick-cube"])
-def test_a_domain_that_this_version_does_not_run_says_so(name):
-    with pytest.raises(UserError, match=rf"task {name} cannot be run: .* this version runs dmcontrol"):
+@pytest.mark.parametrize("name", ["cartpole-swingup", "mw-reach", "myo-reach"])
+def test_a_missing_simulator_package_is_named_with_the_command_that_installs_it(monkeypatch, name):
+    for domain, backend in BACKENDS.items():
+        monkeypatch.setitem(BACKENDS, domain, backend._replace(package="no_such_simulator"))
+    with pytest.raises(UserError, match=rf"task {name} cannot be run: .* no_such_simulator is not .* `make setup`"):
         make_env(name)
 
 
-def test_a_missing_simulator_package_names_what_to_install(monkeypatch):
-    missing = ModuleNotFoundError("No module named 'dm_control'", name="dm_control")
-    monkeypatch.setattr(importlib, "import_module", raising(missing))
-    with pytest.raises(UserError, match=r"cartpole-swingup needs the Python package dm_control.*pip install"):
-        make_env("cartpole-swingup")
+def test_maniskill_without_its_environment_names_the_command_that_makes_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("TDMPC2_MANISKILL_PYTHON", str(tmp_path / "bin" / "python"))
+    with pytest.raises(UserError, match=r"task pick-cube cannot be run: ManiSkill2 is not .* `make setup-maniskill`"):
+        make_env("pick-cube")
+
+
+def test_maniskill_assets_that_only_a_download_brings_are_named_with_its_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("TDMPC2_MANISKILL_PYTHON", sys.executable)
+    monkeypatch.setenv("MS2_ASSET_DIR", str(tmp_path))
+    assert why_unavailable("pick-cube") == ""
+    assert f"not in {tmp_path}/mani_skill2_ycb (MS2_ASSET_DIR)" in why_unavailable("pick-ycb")
+    assert "-m mani_skill2.utils.download_asset ycb` downloads them" in why_unavailable("pick-ycb")
+    (tmp_path / "mani_skill2_ycb").mkdir()
+    assert why_unavailable("pick-ycb") == ""
+
+
+@pytest.mark.parametrize("name", ["mw-reach", "myo-reach", "pick-cube"])
+def test_pixels_are_for_dmcontrol_alone(monkeypatch, name):
+    monkeypatch.setenv("TDMPC2_MANISKILL_PYTHON", sys.executable)
+    with pytest.raises(UserError, match=f"obs=rgb: {name} runs from states only"):
+        make_env(name, obs="rgb")
 
 
 @pytest.mark.parametrize(
@@ -62,5 +80,5 @@ def test_importing_the_factory_loads_no_simulator_and_no_torch():
     assert not {"dm_control", "mujoco", "torch"} & set(loaded)
 
 
-def test_the_backends_are_domains_of_the_registry():
-    assert set(BACKENDS) <= set(TASK_SETS)
+def test_every_domain_of_the_registry_has_a_backend():
+    assert set(BACKENDS) == set(DOMAINS)

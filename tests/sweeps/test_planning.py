@@ -57,14 +57,12 @@ def test_seed_given_twice_is_refused(declare: Declare) -> None:
 
 def test_tasks_that_cannot_be_run_are_named_with_the_reason(declare: Declare, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = planned(declare("tasks: [walker-walk, mw-reach, pick-cube]\nsizes: [1]\nseeds: [1, 2]\n"))
-    backends = {
-        "dmcontrol": make.Backend("tdmpc2.envs.dmcontrol", "dm_control"),
-        "metaworld": make.Backend("tdmpc2.envs.metaworld", "no_such_simulator"),
-    }
-    monkeypatch.setattr(make, "BACKENDS", backends)
+    backend = make.Backend("tdmpc2.envs.metaworld", "no_such_simulator")
+    monkeypatch.setitem(make.BACKENDS, "metaworld", backend)
+    monkeypatch.setenv("TDMPC2_MANISKILL_PYTHON", "/no/such/python")
     assert unavailable_tasks(runs) == {
-        "mw-reach": "domain metaworld needs the Python package no_such_simulator",
-        "pick-cube": "domain maniskill cannot be run by this version",
+        "mw-reach": "the Python package no_such_simulator is not installed; `make setup` installs it",
+        "pick-cube": "ManiSkill2 is not installed; `make setup-maniskill` installs it",
     }
 
 

@@ -272,7 +272,7 @@ def test_run_that_waits_is_shown_waiting_whatever_an_earlier_process_left(declar
 def test_runs_on_data_that_cannot_be_made_here_are_left_out_by_name(
     declare: Declare, training: ScriptedTraining, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(make, "BACKENDS", {"dmcontrol": make.Backend("tdmpc2.envs.dmcontrol", "dm_control")})
+    monkeypatch.setitem(make.BACKENDS, "maniskill", make.Backend("tdmpc2.envs.maniskill", "no_such_simulator"))
     declare(STAGES.replace("reacher-easy, walker-walk]", "reacher-easy, pick-cube]"))
     assert main(["sweep", "plan", "pair"]) == 0
     text = capsys.readouterr().out

@@ -196,7 +196,7 @@ def test_sweep_on_an_imported_data_set_needs_no_other_stage_but_the_data(declare
 def test_what_needs_the_data_of_tasks_that_cannot_be_run_cannot_be_run(
     declare: Declare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(make, "BACKENDS", {"dmcontrol": make.Backend("tdmpc2.envs.dmcontrol", "dm_control")})
+    monkeypatch.setitem(make.BACKENDS, "maniskill", make.Backend("tdmpc2.envs.maniskill", "no_such_simulator"))
     text = STAGES.replace("cup-catch", "pick-cube").replace(
         "both: {seeds: [1]}", "both: {}\n  rest: {tasks: reacher-easy}"
     )
@@ -205,7 +205,10 @@ def test_what_needs_the_data_of_tasks_that_cannot_be_run_cannot_be_run(
     reasons = why_not_runnable(runs, unavailable_tasks(runs))
     runnable = [run.name for run in runs if run.name not in reasons]
     assert runnable == ["reacher-easy-1M-seed1", "reacher-easy-1M-seed2", "reacher-easy-19M-rest-seed1"]
-    assert reasons["pick-cube-1M-seed1"] == "domain maniskill cannot be run by this version"
+    assert (
+        reasons["pick-cube-1M-seed1"]
+        == "the Python package no_such_simulator is not installed; `make setup` installs it"
+    )
     several = "pick-cube+reacher-easy-1M-seed1"
     assert reasons[several] == "needs pick-cube-1M-seed1 and 1 more, which cannot be run"
     assert reasons["walker-walk-1M-finetuned-seed1"] == f"needs {several}, which cannot be run"

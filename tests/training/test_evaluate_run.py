@@ -17,6 +17,7 @@ from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.reference import write_reference
 from tdmpc2.cli import main
 from tdmpc2.config import Config, EvaluateConfig
+from tdmpc2.envs import make
 from tdmpc2.envs.rendering import import_without_gl, switch_rendering_on
 from tdmpc2.errors import UserError
 from tdmpc2.spec import AgentSpec
@@ -186,7 +187,7 @@ def test_a_full_disk_is_one_clear_error(run, monkeypatch):
 # --- checkpoint files, and agents of several tasks
 
 MIXED = ("pendulum-spin", "cup-spin")  # observations of 3 and 8, actions of 1 and 2
-WITH_ARM = (*MIXED, "mw-reach")  # of a domain that this version does not run
+WITH_ARM = (*MIXED, "mw-reach")
 
 
 def multitask(tasks: tuple[str, ...]) -> TDMPC2:
@@ -276,8 +277,8 @@ def test_an_offline_runs_scores_are_added_to_its_folder(files, rows):
     [
         ("ours.pt", {"only": "cup-catch"}, "only: .*not trained on cup-catch; the nearest that it has is cup-spin"),
         ("ours.pt", {"model_size": 5}, "model_size: .*ours.pt holds an agent of size 1, not 5"),
-        ("arm.pt", {}, r"cannot run the tasks of metaworld \(it runs .*\); evaluate the others with only=dmcontrol"),
-        ("arm.pt", {"only": "mw-reach"}, r"only: this version cannot run the tasks of metaworld \(it runs .*\)$"),
+        ("arm.pt", {}, r"mw-reach cannot be run here: .*; evaluate the others with only=pendulum-spin,cup-spin"),
+        ("arm.pt", {"only": "mw-reach"}, r"only: mw-reach cannot be run here: .* `make setup` installs it$"),
         ("ours.pt", {"video": True, "output": "film.csv"}, "video: films one task, not 2; choose one with only=TASK"),
         ("theirs.pt", {}, "does not name its tasks"),
         ("their.pt", {}, r"checkpoint: no file .*; did you mean .*theirs\.pt\?"),
@@ -288,6 +289,7 @@ def test_an_offline_runs_scores_are_added_to_its_folder(files, rows):
 def test_what_cannot_be_evaluated_is_said_before_any_planning(files, monkeypatch, name, changes, message):
     monkeypatch.chdir(files)
     monkeypatch.setattr("tdmpc2.training.evaluation.Evaluator.evaluate", lambda *_: pytest.fail("planned"))
+    monkeypatch.setitem(make.BACKENDS, "metaworld", make.Backend("tdmpc2.envs.metaworld", "no_such_simulator"))
     before = snapshot(files)
     with pytest.raises(UserError, match=message) as error:
         evaluate_file(files / name, **changes)
