@@ -10,12 +10,13 @@ import pandas as pd
 from analysis.aggregate.comparison import OWN, Ranking, Standing
 from analysis.aggregate.selection import Budget, budget_name, of_series, scope_name, series_keys, sides
 from analysis.results import is_offline
-from analysis.scores import online
+from analysis.scores import online, task_order
 from analysis.statistics import Interval
 from analysis.study import PUBLISHED_KIND, Study
 from analysis.style import SeriesKey, human_steps, series_name
 from analysis.tables import counted
 from analysis.words import listed, with_interval
+from tdmpc2.tasks import TASKS, caveat
 
 NO_EVALUATION = "No evaluation has been recorded yet, so there is no score to report."
 INTERVALS = (
@@ -322,11 +323,16 @@ def simulator_note(table: pd.DataFrame) -> str:
         table: as `selection.select` returns it.
     """
     acting = online(table)
-    ours = set(table.loc[table["kind"] != PUBLISHED_KIND, "suite"])
-    suites = ours & set(acting.loc[acting["kind"] == PUBLISHED_KIND, "suite"])
-    caveats = {
-        "metaworld": "Meta-World's published curves come from its V2 environments on an older simulator: handle-pull's "
-        "bonus, two success radii and some starting positions differ.",
-        "myosuite": "MyoSuite's come from an older release with slightly other reach and pose dynamics.",
-    }
-    return " ".join(text for suite, text in caveats.items() if suite in suites)
+    published = acting["kind"] == PUBLISHED_KIND
+    both = set(acting.loc[published, "task"]) & set(acting.loc[~published, "task"])
+    shared: dict[str, list[str]] = {}
+    for task in task_order(both):
+        if caveat(TASKS[task]):
+            shared.setdefault(caveat(TASKS[task]), []).append(task)
+    if not shared:
+        return ""
+    named = [
+        f"{listed(tasks) if len(tasks) <= _NAMED else counted(len(tasks), 'task')}: {text}"
+        for text, tasks in shared.items()
+    ]
+    return f"The simulators of the published curves were not quite those used here. {'. '.join(named)}."

@@ -263,3 +263,17 @@ def test_scores_by_task_stand_beside_one_another():
         {"task": "dog-run", "TD-MPC2 5M": "15.0 (10.0 to 20.0)", "SAC (published)": "\N{EN DASH}"},
         {"task": "walker-walk", "TD-MPC2 5M": "40.0 (30.0 to 50.0)", "SAC (published)": "60.0"},
     ]
+
+
+def test_simulators_that_differ_from_the_published_ones_are_told_where_both_are_shown(writer, published):
+    for task in ("walker-walk", "mw-handle-pull", "mw-reach", "mw-push"):
+        writer.add(task, 1, [(2000, 300.0, 0.5)])
+    names = ("walker-walk,reward", "mw-handle-pull,success", "mw-reach,success", "myo-hand-reach,success")
+    files = {f"tdmpc2/{n.split(',')[0]}.csv": f"step,{n.split(',')[1]},seed\n0,0,1\n" for n in names}
+    note = answer.simulator_note(load_study([writer.folder], published(files)).table)
+    assert "mw-handle-pull: published results: V2 environments on MuJoCo 2.1" in note
+    assert "a bonus of the reward reads another coordinate" in note
+    assert "mw-reach: published results" in note  # without what concerns handle-pull alone
+    assert "mw-push" not in note  # nothing published
+    assert "myo" not in note  # nothing of ours
+    assert "walker" not in note  # the same simulator
