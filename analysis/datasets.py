@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 
 Returns = NDArray[np.float64]
 
-SUITE_NAMES = {"dmcontrol": "DMControl", "metaworld": "Meta-World", "maniskill": "ManiSkill2", "myosuite": "MyoSuite"}
+SUITE_NAMES = {
+    "dmcontrol": "DMControl",
+    "metaworld": "Meta-World",
+    "maniskill": "ManiSkill2",
+    "myosuite": "MyoSuite",
+    "own": "Own tasks",
+}
 SPREAD_TITLE = "Distribution of episode returns"
 ORDER_TITLE = "Return over the episodes, in order"
 RETURN_LABEL = "Episode return"

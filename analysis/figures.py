@@ -26,7 +26,7 @@ from analysis.scores import (
     published_algorithms,
     task_order,
 )
-from tdmpc2.tasks import TASKS, Task
+from tdmpc2.tasks import OWN, TASKS, Task
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -174,7 +174,11 @@ def set_limits(axes: Axes, task: Task, last_step: float | None, highest: float, 
         style.step_ticks(axes.xaxis, count=4 if free else 3)
     else:
         axes.set_xticks([0])
-    top = 100.0 / task.score_scale  # the metric's largest possible value
+    if last_step is not None and task.domain == OWN and task.metric == "return":
+        axes.autoscale(axis="y")  # a range may be declared, but nothing keeps the returns within it
+        axes.tick_params(labelleft=True)  # so the panel shares no scale
+        return
+    top = 100.0 if task.score_range is None else task.score_range[1]  # the metric's largest possible value
     if task.metric == "return" and free and highest > 0:
         top = min(top, highest * 1.06)
     axes.set_ylim(0, top * 1.04)
@@ -291,7 +295,11 @@ def hollow_mark(marker: str, colour: str, size: float, label: str) -> Artist:
 def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.DataFrame, styles: Styles) -> None:
     """The rows of one block of tasks: position i on the y-axis is block[i]."""
     position = {task: float(i) for i, task in enumerate(block)}
-    scale = registry_table()["score_scale"]
+    registry = registry_table()
+
+    def scores(values: pd.Series, tasks: pd.Series) -> pd.Series:
+        return (values - tasks.map(registry["score_low"])) * tasks.map(registry["score_scale"])
+
     final, last = final[final["task"].isin(block)], last[last["task"].isin(block)]
     ours = [key for key in legend_order(styles) if key[1] != "published"]
     offsets = dict(zip(ours, np.linspace(-0.28, 0.28, len(ours)) if len(ours) > 1 else [0.0], strict=True))
@@ -304,18 +312,19 @@ def _draw_scores(axes: Axes, block: list[str], final: pd.DataFrame, last: pd.Dat
             draw_marks(axes, shown["score"], y, marker="o", size=4, face=face, edge=colour, layer=3)
     for key, rows in groups(final):
         look = styles[key]
-        y, factor = _rows_of(rows, position) + offsets[key], rows["task"].map(scale)
-        axes.hlines(y, rows["min"] * factor, rows["max"] * factor, color=look.colour, linewidth=0.9, zorder=2)
+        y = _rows_of(rows, position) + offsets[key]
+        least, most = (scores(rows[end], rows["task"]) for end in ("min", "max"))
+        axes.hlines(y, least, most, color=look.colour, linewidth=0.9, zorder=2)
         draw_marks(axes, rows["score"], y, marker=look.marker, size=16, face=look.colour, edge="white", layer=4)
 
     per_task = final.drop_duplicates("task")
-    y, factor = _rows_of(per_task, position), per_task["task"].map(scale)
-    axes.scatter(per_task["random_return"] * factor, y, s=26, marker="|", color=GREY, zorder=1.5, linewidths=1)
+    random = scores(per_task["random_return"], per_task["task"])
+    axes.scatter(random, _rows_of(per_task, position), s=26, marker="|", color=GREY, zorder=1.5, linewidths=1)
     for key in styles.keys() - set(ours):
         # the step, and so the published value, may differ from model to model: the furthest step's is drawn
         furthest = final.sort_values("env_steps", na_position="first").drop_duplicates("task", keep="last")
-        y, factor = _rows_of(furthest, position), furthest["task"].map(scale)
-        values, look = furthest[f"{PUBLISHED}{key[0]}"] * factor, styles[key]
+        values, look = scores(furthest[f"{PUBLISHED}{key[0]}"], furthest["task"]), styles[key]
+        y = _rows_of(furthest, position)
         draw_marks(axes, values, y, marker=look.marker, size=13, face="none", edge=look.colour, layer=3.5)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.results import add_registry
 from analysis.tables import counted, read_csv_files
 from tdmpc2.errors import UserError, nearest
-from tdmpc2.tasks import TASKS
+from tdmpc2.tasks import OWN, TASKS
 
 Report = Callable[[Mapping[int, str]], None]
 """Takes messages by index of file."""
@@ -164,7 +164,7 @@ def _usable_rows(rows: pd.DataFrame, report: Report) -> pd.DataFrame:
 
 def _values_in_range(table: pd.DataFrame, report: Report) -> pd.DataFrame:
     """The values that their metric can have: returns from 0 to 1,000, successes from 0 to 1."""
-    tops = {TASKS[name].metric: 100.0 / TASKS[name].score_scale for name in TASKS}
+    tops = {task.metric: 100.0 / task.score_scale for task in TASKS.values() if task.domain != OWN}
     share = table["value"].astype(float) / table["metric"].map(tops).astype(float)
     possible = share.between(-_RANGE_TOLERANCE, 1 + _RANGE_TOLERANCE)
     for metric, top in tops.items():

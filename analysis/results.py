@@ -18,7 +18,8 @@ import pandas as pd
 from analysis.runs import OFFLINE_KINDS, axis_of, describe_run, name_task_sets, read_failures, read_plan
 from analysis.tables import counted, read_csv_files
 from tdmpc2.errors import UserError, nearest
-from tdmpc2.tasks import TASKS
+from tdmpc2.own_tasks import GYM, RECORD, enter_record, read_record
+from tdmpc2.tasks import OWN, TASKS, Task
 
 TABLE_COLUMNS = [
     "suite", "domain", "task", "algorithm", "size", "kind", "task_set", "seed", "env_steps", "updates", "metric",
@@ -56,7 +57,7 @@ class SweepResults:
     steps, missing where an agent takes none (see `runs.OFFLINE_KINDS`): `updates` are the axis then. `task_set` names
     what an offline agent learned ("" for others). `value` is the mean over the evaluation's `episodes` of `metric`
     (return or success); `score` is the normalised score of 0 to 100, NaN where the metric is not the one the task is
-    scored by."""
+    scored by, and in own tasks without a score range."""
     runs: pd.DataFrame
     """One row a run, planned or found: run, planned, task (as in its settings, perhaps several), task_set, data (name
     of the data set it learns from, "" for none or not known yet), algorithm, kind, size (millions of parameters), seed,
@@ -94,7 +95,9 @@ def load_sweep(folder: Path | str, now: float | None = None) -> SweepResults:
     folder = Path(folder)
     check_sweep_folder(folder)
     now = time.time() if now is None else now
+    own_tasks, amiss = _enter_own_tasks(folder)  # before anything looks a task up
     plan, notes = read_plan(folder)
+    notes += amiss
     failures = read_failures(folder)
     names = list(dict.fromkeys([*plan, *_run_names(folder)]))
     paths = [folder / "runs" / name for name in names]
@@ -102,6 +105,13 @@ def load_sweep(folder: Path | str, now: float | None = None) -> SweepResults:
     task_sets = name_task_sets(record["tasks"] for record in records if record["kind"] in OFFLINE_KINDS)
     for record in records:
         record["task_set"] = task_sets[record["tasks"]] if record["kind"] in OFFLINE_KINDS else ""
+
+    unscored = [task for task in own_tasks if TASKS[task].score_range is None]
+    if unscored:
+        notes.append(
+            f"no normalised score of {_some(unscored)}, for which no score range was registered: their values are "
+            "shown, and no aggregate holds them"
+        )
 
     rows, problems = _read_evaluations(paths, records)
     evaluations = rows.groupby("source")["step"].nunique()
@@ -111,6 +121,19 @@ def load_sweep(folder: Path | str, now: float | None = None) -> SweepResults:
         record["reason"] = "; ".join(reasons)
     runs = pd.DataFrame(records)[RUN_COLUMNS].astype({"size": "Int64", "seed": "Int64", "planned": bool})
     return SweepResults(folder.resolve().name, folder, _tidy(rows, runs), runs, tuple(notes))
+
+
+def _enter_own_tasks(folder: Path) -> tuple[list[str], list[str]]:
+    """Enter the sweep's own tasks, of which its folders tell, in `TASKS`: their names, and what is wrong with them."""
+    names: dict[str, None] = {}
+    notes = []
+    for file in [folder / RECORD, *(folder / "runs" / name / RECORD for name in _run_names(folder))]:
+        try:
+            notes += [f"{file.parent.name}: {message}" for message in enter_record(file)]
+            names.update((task.name, None) for task in read_record(file))
+        except UserError as error:
+            notes.append(str(error))
+    return list(names), notes
 
 
 def load_training(sweep: SweepResults, max_rows: int = 300) -> pd.DataFrame:
@@ -148,24 +171,32 @@ def steps_on_axis(table: pd.DataFrame) -> pd.Series:
 
 
 def registry_table() -> pd.DataFrame:
-    """The task registry by task name: suite, domain, task_metric, score_scale, random_return.
+    """The task registry by task name: suite, domain, task_metric, score_low, score_scale, random_return.
 
-    `suite` is the benchmark suite; `domain` is the embodiment in DMControl (walker, cheetah, ...) and the suite itself
-    elsewhere.
+    `suite` is the benchmark suite, `own` for people's own tasks; `domain` is the embodiment in DMControl (walker,
+    cheetah, ...), the name's first part of own tasks, and the suite itself elsewhere. The normalised score of a value
+    of the task's metric is (value - score_low) * score_scale: NaN in own tasks without a score range.
     """
     rows = [
         (
             task.name,
             task.domain,
-            task.name.split("-")[0] if task.domain == "dmcontrol" else task.domain,
+            _domain(task),
             task.metric,
+            task.score_low,
             task.score_scale,
             np.nan if task.random_return is None else task.random_return,
         )
         for task in TASKS.values()
     ]
-    columns = ["task", "suite", "domain", "task_metric", "score_scale", "random_return"]
+    columns = ["task", "suite", "domain", "task_metric", "score_low", "score_scale", "random_return"]
     return pd.DataFrame(rows, columns=pd.Index(columns)).set_index("task")
+
+
+def _domain(task: Task) -> str:
+    if task.domain == OWN:
+        return task.name.removeprefix(GYM).split("-")[0]
+    return task.name.split("-")[0] if task.domain == "dmcontrol" else task.domain
 
 
 def add_registry(table: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +206,8 @@ def add_registry(table: pd.DataFrame) -> pd.DataFrame:
     runs may be absent: then there is none in the table.
     """
     table = table[table["task"].isin(list(TASKS))].join(registry_table(), on="task")
-    table["score"] = (table["value"] * table["score_scale"]).where(table["metric"] == table["task_metric"])
+    scores = (table["value"] - table["score_low"]) * table["score_scale"]
+    table["score"] = scores.where(table["metric"] == table["task_metric"])
     for column, absent in (("task_set", ""), ("updates", pd.NA), ("episodes", pd.NA)):
         if column not in table:
             table[column] = absent

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from analysis.results import SERIES, is_offline, registry_table, steps_on_axis
 from analysis.runs import axis_of
-from tdmpc2.tasks import TASKS, expand_tasks
+from tdmpc2.tasks import OWN, TASKS, expand_tasks
 
 FINAL_COLUMNS = [
     "suite", "domain", "task", "metric", *SERIES, "seeds_planned", "seeds", "episodes", "env_steps", "updates", "mean",
@@ -41,6 +41,12 @@ def _as_tuple(key: Any) -> tuple[Any, ...]:
 
 def primary(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a tidy table whose metric is the one the task is scored by."""
+    metrics = {task: TASKS[task].metric for task in table["task"].unique()}
+    return table[(table["metric"] == table["task"].map(metrics)) & table["value"].notna()]
+
+
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows among `primary` that have a normalised score: not those of own tasks without a score range."""
     return table[table["score"].notna()]
 
 
@@ -79,7 +85,7 @@ def curves(table: pd.DataFrame, grid: Sequence[int] | None = None) -> pd.DataFra
         cuts = np.flatnonzero(np.diff(seeds[own])) + 1
         of_seeds = zip(np.split(steps[own], cuts), np.split(values[own], cuts), strict=True)
         stacked = np.stack([_interpolate(places, at, value) for at, value in of_seeds])  # (seeds, places)
-        parts.append({"place": places, **_seed_statistics(stacked, _top(tasks[begin]))})
+        parts.append({"place": places, **_seed_statistics(stacked, *_range(tasks[begin]))})
     joined = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     first = np.repeat(order[begins], [len(part["place"]) for part in parts])
     told = table[keys].iloc[first].reset_index(drop=True)
@@ -91,9 +97,10 @@ def curves(table: pd.DataFrame, grid: Sequence[int] | None = None) -> pd.DataFra
     return result[result["seeds"] > 0].astype({"size": "Int64"}).reset_index(drop=True)[columns]
 
 
-def _top(task: str) -> float:
-    """The largest possible value of a task's metric, where the normalised score is 100."""
-    return 100.0 / TASKS[task].score_scale
+def _range(task: str) -> tuple[float, float]:
+    """The largest and the smallest possible value of a task's metric; an own task's declared range bounds nothing."""
+    low, high = TASKS[task].score_range or (-np.inf, np.inf)
+    return (np.inf, -np.inf) if TASKS[task].domain == OWN and TASKS[task].metric == "return" else (high, low)
 
 
 def _interpolate(steps: np.ndarray, own_steps: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -103,21 +110,22 @@ def _interpolate(steps: np.ndarray, own_steps: np.ndarray, values: np.ndarray) -
     return np.interp(steps, own_steps, values, left=np.nan, right=np.nan)
 
 
-def seed_statistics(values: np.ndarray, top: float) -> pd.DataFrame:
+def seed_statistics(values: np.ndarray, top: float, bottom: float = 0.0) -> pd.DataFrame:
     """Statistics over seeds.
 
     Args:
         values: (seeds, steps), NaN where a seed has no value; there may be no seed at all.
-        top: the metric's largest possible value; its smallest is 0.
+        top: the metric's largest possible value.
+        bottom: its smallest.
 
     Returns:
         One row a step: seeds (that have a value), mean, std (NaN below two seeds), min, max, low and high (95% interval
-        of the mean by Student's t, clipped to [0, top], NaN below three seeds).
+        of the mean by Student's t, clipped to [bottom, top], NaN below three seeds).
     """
-    return pd.DataFrame(_seed_statistics(values, top))
+    return pd.DataFrame(_seed_statistics(values, top, bottom))
 
 
-def _seed_statistics(values: np.ndarray, top: float) -> dict[str, np.ndarray]:
+def _seed_statistics(values: np.ndarray, top: float, bottom: float = 0.0) -> dict[str, np.ndarray]:
     """As `seed_statistics`, by name."""
     present = np.isfinite(values)
     n = present.sum(axis=0)
@@ -132,8 +140,8 @@ def _seed_statistics(values: np.ndarray, top: float) -> dict[str, np.ndarray]:
         "std": np.where(n > 1, std, np.nan),
         "min": np.where(n > 0, np.where(present, values, np.inf).min(axis=0, initial=np.inf), np.nan),
         "max": np.where(n > 0, np.where(present, values, -np.inf).max(axis=0, initial=-np.inf), np.nan),
-        "low": np.where(enough, np.clip(mean - half, 0.0, top), np.nan),
-        "high": np.where(enough, np.clip(mean + half, 0.0, top), np.nan),
+        "low": np.where(enough, np.clip(mean - half, bottom, top), np.nan),
+        "high": np.where(enough, np.clip(mean + half, bottom, top), np.nan),
     }
 
 
@@ -193,7 +201,7 @@ def run_scores(table: pd.DataFrame, budget: float | None = None) -> pd.DataFrame
         was taken, on the run's axis), score (0 to 100; NaN for a run that begins after or ends before the budget: then
         `step` is that of its last evaluation).
     """
-    rows = primary(table)
+    rows = scored(table)
     rows = rows.assign(step=steps_on_axis(rows).astype(float)).sort_values("step", kind="stable")
     identity = ["suite", "domain", "task", *SERIES, "seed", "run"]
     keys = ["task", *SERIES, "seed", "run"]
@@ -271,7 +279,8 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
         found = last.get(key, [])
         counted = [row for row in found if row["counted"]]
         env_steps = int(counted[0]["env_steps"]) if counted and axis_of(kind) == "env_steps" else None
-        over_seeds = _seed_statistics(np.array([[row["value"]] for row in counted], float).reshape(-1, 1), _top(task))
+        of_seeds = np.array([[row["value"]] for row in counted], float).reshape(-1, 1)
+        over_seeds = _seed_statistics(of_seeds, *_range(task))
         statistics = {name: column[0] for name, column in over_seeds.items()}
         updates = [row["updates"] for row in counted if not pd.isna(row["updates"])]
         record: dict[str, Any] = {
@@ -286,7 +295,7 @@ def final_scores(runs: pd.DataFrame, table: pd.DataFrame, reference: pd.DataFram
             "env_steps": env_steps,
             "updates": max(updates, default=pd.NA),
             **statistics,
-            "score": statistics["mean"] * TASKS[task].score_scale,
+            "score": TASKS[task].score(statistics["mean"]),
             "random_return": registry[task]["random_return"],
         }
         record["note"] = "; ".join(_notes(kind, group, found))

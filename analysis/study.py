@@ -15,7 +15,7 @@ from analysis.reference import Reference, load_reference
 from analysis.results import RUN_COLUMNS, SERIES, TABLE_COLUMNS, SweepResults, load_sweep, steps_on_axis
 from analysis.tables import counted
 from tdmpc2.errors import UserError, require
-from tdmpc2.tasks import TASKS, expand_tasks
+from tdmpc2.tasks import OWN, TASKS, expand_tasks
 
 PUBLISHED_KIND = "published"
 """`kind` of published curves in a tidy table."""
@@ -75,10 +75,13 @@ def load_study(
     """
     folders = [Path(folder) for folder in results]
     require(bool(folders) or reference is not None, "nothing to report on: neither a sweep nor published curves")
-    asked = set(expand_tasks(tasks if isinstance(tasks, str) else tuple(tasks), "tasks"))
     repeated = {str(folder) for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1}
     require(not repeated, f"results: named twice: {', '.join(sorted(repeated))}")
     sweeps = [replace(load_sweep(f), name=name) for f, name in zip(folders, _names(folders), strict=True)]
+    named = tuple(tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
+    asked = set(expand_tasks(named, "tasks"))  # now that the sweeps' own tasks are known
+    if "all" in named:
+        asked |= {task.name for task in TASKS.values() if task.domain == OWN}
     published = load_reference(reference) if reference is not None else None
 
     problems = [f"{sweep.name}: {note}" for sweep in sweeps for note in sweep.notes]

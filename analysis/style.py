@@ -22,7 +22,13 @@ PAGE_WIDTH = 7.16
 """Width in inches of both columns."""
 PNG_DPI = 220
 
-SUITE_NAMES = {"dmcontrol": "DMControl", "metaworld": "Meta-World", "maniskill": "ManiSkill2", "myosuite": "MyoSuite"}
+SUITE_NAMES = {
+    "dmcontrol": "DMControl",
+    "metaworld": "Meta-World",
+    "maniskill": "ManiSkill2",
+    "myosuite": "MyoSuite",
+    "own": "Own tasks",
+}
 """Benchmark suites as their authors write them, in reading order, by their name in the registry of tasks."""
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; its yellow is too pale on white.

@@ -25,6 +25,7 @@ import torch
 from agent_speed import SHAPES, measure_agent, measure_start, shape_of
 from analysis_speed import measure_analysis
 from baseline import Baseline
+from environment_speed import measure_environments, tasks_here
 from evaluation_speed import measure_evaluation
 from measurements import Measurement, measure, measure_in_turns, product_rate, ratio, summarise
 from offline_speed import measure_multitask_evaluation, measure_offline
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tdmpc2
-from tdmpc2 import TDMPC2, Config, make_env
+from tdmpc2 import TDMPC2, Config
 from tdmpc2.agent.execution import choose_device, choose_execution
 from tdmpc2.agent.learning import Batch
 from tdmpc2.config import make_settings
@@ -41,30 +42,10 @@ from tdmpc2.training.collector import Collector
 from tdmpc2.training.runtime import available_cores, describe_hardware, prepare_process
 
 TASK = "walker-walk"
-ENVIRONMENTS = ("cartpole-swingup", "walker-walk", "cheetah-run", "humanoid-run", "dog-run")
 REPLAY_ROWS = 1_000_000
 BATCH, HORIZON = 256, 3
 PARTS = ("agent", "online", "offline", "start", "evaluation", "environments", "replay", "analysis")
 """What can be measured apart."""
-
-
-def measure_environments(seconds: float) -> list[Measurement]:
-    """Agent steps a second of single environments under random actions."""
-    results = []
-    for name in ENVIRONMENTS:
-        env = make_env(name, seed=0)
-        env.reset()
-        actions = [env.action_space.sample() for _ in range(64)]
-
-        def steps(env=env, actions=actions) -> None:  # type: ignore[no-untyped-def]  # bound now, not when called
-            for action in actions:
-                if env.step(action)[3]:
-                    env.reset()
-
-        times = measure(steps, seconds / len(ENVIRONMENTS))
-        results.append(summarise(f"environment, {name}", "agent steps/s", [len(actions) / t for t in times], 1))
-        env.close()
-    return results
 
 
 def filled_replay(folder: Path) -> Replay:
@@ -226,7 +207,10 @@ def main() -> None:
         results += measure_multitask_evaluation(options.seconds, 1, size, str(device), settings)
     if "environments" in options.only:
         console.print("measuring environments ...")
-        results += measure_environments(options.seconds)
+        names, lacking = tasks_here()
+        for name, reason in lacking.items():
+            console.print(f"not measured: {name}: {reason}")
+        results += measure_environments(names, options.seconds)
     if "replay" in options.only:
         console.print("measuring replay ...")
         results += measure_replay(options.seconds)

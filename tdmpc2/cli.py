@@ -1,4 +1,4 @@
-"""The command `tdmpc2`: train, evaluate, embeddings, sweep, dataset, reference, tasks, lab, info, export-reference."""
+"""The command `tdmpc2`: train, evaluate, gallery, embeddings, sweep, dataset, reference, tasks, lab, info and more."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from rich.table import Table
 
 from tdmpc2.config import Config, EmbeddingsConfig, EvaluateConfig, ExportConfig, architecture, parse_settings
 from tdmpc2.errors import UserError, require
+from tdmpc2.gallery_command import GalleryConfig
+from tdmpc2.gallery_command import run as run_gallery
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
 
-SettingsClass = type[Config] | type[EvaluateConfig] | type[EmbeddingsConfig] | type[ExportConfig]
+SettingsClass = type[Config] | type[EvaluateConfig] | type[EmbeddingsConfig] | type[ExportConfig] | type[GalleryConfig]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, Config, "train one run, or resume it"),
         ("finetune", _finetune, Config, "go on training a multi-task agent, online, on one task"),
         ("evaluate", _evaluate, EvaluateConfig, "evaluate, and film, the agent of a run or checkpoint on its tasks"),
+        ("gallery", run_gallery, GalleryConfig, "show agents in all their tasks, in one picture and one film"),
         ("embeddings", _embeddings, EmbeddingsConfig, "write a multi-task agent's task embeddings as CSV"),
         ("info", _info, Config, "show what a run would use: model, parameters, budget"),
         (
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_argument("settings", nargs="+", metavar="key=value", help="settings; see below")
-        if name in ("train", "finetune", "evaluate"):
+        if name in ("train", "finetune", "evaluate", "gallery"):
             verb.add_argument("--quiet", action="store_true", help="no progress")
         if name == "finetune":
             verb.add_argument(

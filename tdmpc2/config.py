@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from tdmpc2.errors import UserError, require, unknown_name
+from tdmpc2.own_tasks import load_tasks_file
 from tdmpc2.spec import MODEL_SIZES, AgentSpec, Architecture, ObsKind
-from tdmpc2.tasks import expand_tasks, get_task
+from tdmpc2.tasks import expand_tasks, file_name, get_task
 
 
 def _whole(value: Any) -> Any:
@@ -39,6 +41,7 @@ Above0 = Annotated[Number, Field(gt=0)]
 Weight = Annotated[Number, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Unset = BeforeValidator(_or_none)
+TasksFile = Annotated[str | None, AfterValidator(lambda path: path and str(Path(path).resolve())), Unset]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 CompileMode = Literal["auto", "none", "kernels", "full"]
 
@@ -62,7 +65,9 @@ class Config:
 
     # --- what is learned
     task: str
-    """A task, a task set (mt30, mt80, ...), or a comma-separated list of tasks."""
+    """A task, a task set (mt30, mt80, ...), or a comma-separated list of tasks. gym:ID: Gymnasium's ID."""
+    tasks_file: TasksFile = None
+    """Python file that registers tasks of your own. Its code is run, in every process that trains them."""
     obs: ObsKind = "state"
     """Observation: `state` or `rgb` (64 x 64 pixels, three frames)."""
     episodic: bool = False
@@ -295,7 +300,7 @@ class Config:
     def run_name(self) -> str:
         """Name of the run's folder, e.g. `walker-walk-5M-seed1`."""
         parts = [
-            self._tasks_in_short(),
+            file_name(self._tasks_in_short()),
             "rgb" if self.obs == "rgb" else "",
             f"{self.model_size}M",
             "finetuned" if self.checkpoint else "",
@@ -321,9 +326,9 @@ class Config:
 
 NOT_IDENTITY = frozenset(
     "wandb wandb_project wandb_entity results_dir exp_name label device threads checkpoint_freq compile accumulate "
-    "recompute".split()
+    "recompute tasks_file".split()
 )
-"""Settings that leave a run's results as they are."""
+"""Settings that leave a run's results as they are. (What matters of own tasks, the folder keeps and compares.)"""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -336,6 +341,8 @@ class EvaluateConfig:
     """Checkpoint file, of this project or the reference implementation, or hf://OWNER/REPO/PATH. This or `run`."""
     task: Annotated[str | None, Unset] = None
     """Tasks that the reference implementation's checkpoint was trained on, e.g. mt80; it does not name them itself."""
+    tasks_file: TasksFile = None
+    """Python file that registers tasks of your own, which the agent learned; its code is run."""
     only: Annotated[str | None, Unset] = None
     """Which of the agent's tasks to evaluate: a task, a list, or a task set. Default: all."""
     model_size: Annotated[int | None, BeforeValidator(_whole), Unset] = None
@@ -349,7 +356,7 @@ class EvaluateConfig:
     mpc: bool = True
     """Plan with MPPI; false acts with the policy prior alone."""
     video: bool = False
-    """Write an MP4 of the first episode into `videos` in the run's folder, or beside `output`. A single task only."""
+    """Write an MP4 of each task's first episode into `videos` in the run's folder, or beside `output`."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[Positive | None, Unset] = None
@@ -423,6 +430,8 @@ def parse_settings(cls: Callable[..., Settings], words: Iterable[str]) -> Settin
         if key in values:
             raise UserError(f"{key} is given twice")
         values[key] = value
+    if values.get("tasks_file") and hasattr(cls, "tasks_file"):
+        load_tasks_file(values["tasks_file"])  # here a person names it; other settings come from files and run no code
     return make_settings(cls, values)
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tdmpc2.errors import UserError
-from tdmpc2.tasks import TASKS, Task, caveat, expand_tasks
+from tdmpc2.tasks import Task, caveat, expand_tasks, get_task
 
 CHECK_STEPS = 5
-"""Agent steps that `--check` takes in each of two equal episodes."""
+"""Agent steps that `--check` takes in each episode, if it does not end before."""
 EXIT_FAILED = 1
 _WIDTH = 110
 
@@ -22,7 +22,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `tasks` to a command line; its `run_command` takes the parsed options and returns the exit code."""
     text = "list the tasks, and which of them run here"
     parser = subparsers.add_parser("tasks", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="tasks or task sets (default: all 104)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tasks or task sets (default: all)")
     parser.add_argument("--available", action="store_true", help="only those that run here")
     parser.add_argument("--check", action="store_true", help="build, reset and step each one that runs here")
     parser.set_defaults(run_command=run)
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Show the tasks, or check them; returns the exit code."""
     from tdmpc2.envs.make import why_unavailable
 
-    tasks = [TASKS[name] for name in (expand_tasks(tuple(options.names), "tasks") if options.names else TASKS)]
+    tasks = [get_task(name) for name in expand_tasks(",".join(options.names) or "all", "tasks")]
     lacking = {task.name: why_unavailable(task.name) for task in tasks}
     if options.available:
         tasks = [task for task in tasks if not lacking[task.name]]
@@ -84,10 +84,8 @@ def _check(tasks: Sequence[Task], lacking: dict[str, str]) -> int:
     for place, task in enumerate(there, 1):
         try:
             fault = check_task(task.name)
-        except UserError as error:
-            fault = str(error)
         except Exception as error:  # a broken simulator may raise anything, and the other tasks are to be checked too
-            fault = f"{type(error).__name__}: {error}"
+            fault = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         if fault:
             failed[task.name] = fault
         print(f"{place:3}/{len(there)} {task.name}: {fault or 'ok'}", flush=True)
@@ -100,12 +98,16 @@ def _check(tasks: Sequence[Task], lacking: dict[str, str]) -> int:
 
 
 def check_task(name: str) -> str:
-    """Build a task's environment, and step it twice from the same seed under the same actions.
+    """Build a task's environment and play three short episodes: one, another from another seed, the first again.
 
     Dims other than the registry's, the environment itself refuses.
 
     Returns:
-        what is wrong: episodes that are not equal, numbers that are not finite; "" if nothing is.
+        what is wrong, "" if nothing is: observations of another shape, numbers that are not finite, no verdict on
+        success, or a repeated episode that is not the same.
+
+    Raises:
+        Exception: whatever the simulator raises.
     """
     import numpy as np
 
@@ -114,18 +116,23 @@ def check_task(name: str) -> str:
     env = make_env(name, seed=1)
     try:
         actions = [env.action_space.sample() for _ in range(CHECK_STEPS)]
-        lives = []
-        for _ in range(2):
-            numbers = [env.reset(seed=7)[0]]
+        episodes = []
+        for seed in (7, 8, 7):
+            obs, _ = env.reset(seed=seed)
+            numbers = [obs]
             for action in actions:
-                obs, reward, *_ = env.step(action)
+                obs, reward, terminated, truncated, info = env.step(action)
                 numbers += [obs, np.array([reward])]
-            lives.append(np.concatenate([np.ravel(part) for part in numbers]))
-        if numbers[0].shape != env.observation_space.shape:
-            return f"an observation of shape {numbers[0].shape}, not {env.observation_space.shape}"
-        if not np.isfinite(lives[0]).all():
+                if terminated or truncated:
+                    break
+            episodes.append(np.concatenate(numbers))
+        if obs.shape != env.observation_space.shape:
+            return f"an observation of shape {obs.shape}, not {env.observation_space.shape}"
+        if not np.isfinite(np.concatenate(episodes)).all():
             return "observations or rewards are not finite"
-        if not np.array_equal(lives[0], lives[1]):
+        if get_task(name).metric == "success" and info["success"] not in (0.0, 1.0):
+            return f"success is {info['success']}, neither 0 nor 1"
+        if not np.array_equal(episodes[0], episodes[2]):
             return "the same seed and actions gave other observations or rewards"
         return ""
     finally:

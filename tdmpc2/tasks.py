@@ -1,4 +1,4 @@
-"""The 104 tasks and the task sets, as data.
+"""The 104 tasks and the task sets, as data, and the place where people's own tasks are entered.
 
 Every task has two labels, for research on what makes tasks alike: does the similarity of task embeddings follow the
 dynamics, or what is to be achieved?
@@ -13,12 +13,16 @@ dynamics, or what is to be achieved?
 
 So two tasks that share both labels differ in difficulty, layout or shaping alone, and comparisons take pairs that share
 exactly one of the two.
+
+Own tasks, and Gymnasium's by `gym:ID`, are no part of the file; see `tdmpc2.own_tasks`. They join `TASKS` when they are
+first asked for.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -29,6 +33,9 @@ from tdmpc2.errors import UserError, unknown_name
 
 Metric = Literal["return", "success"]
 DOMAINS = ("dmcontrol", "metaworld", "maniskill", "myosuite")
+"""The benchmark suites of the 104 tasks."""
+OWN = "own"
+"""The domain of people's own tasks."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,9 @@ class Task:
     name: str
     """Name in the published results, e.g. `walker-walk`."""
     domain: str
-    """One of `DOMAINS`."""
+    """One of `DOMAINS`, or `OWN`."""
     backend: str
-    """The simulator package's own id."""
+    """The simulator package's own id; of own tasks, the Gymnasium id or the file that defines it."""
     obs_dim: int | None
     """Length of the state observation; None where it could not be read off a running environment."""
     action_dim: int
@@ -56,7 +63,7 @@ class Task:
     mt80_id: int | None
     """Index in the task set mt80."""
     paper_env_steps: int
-    """The paper's training budget in environment steps."""
+    """The paper's training budget in environment steps; of own tasks, the default one."""
     random_return: float | None
     """Mean return of a random policy over ten episodes, where measured."""
     embodiment: str
@@ -64,10 +71,28 @@ class Task:
     objective: str
     """What is to be achieved, whichever the body, e.g. `run` or `open`; see the module's description."""
 
+    score_range: tuple[float, float] | None = None
+    """Values of the metric that the normalised scores 0 and 100 stand for; None where none is known."""
+
     @property
     def score_scale(self) -> float:
-        """Factor from the metric to the normalised score of 0 to 100: return / 10, success x 100."""
-        return 0.1 if self.metric == "return" else 100.0
+        """Factor from differences of the metric to those of the normalised score, in the registry 0.1 for returns and
+        100 for success; NaN without a range."""
+        return math.nan if self.score_range is None else 100.0 / (self.score_range[1] - self.score_range[0])
+
+    @property
+    def score_low(self) -> float:
+        """The metric's value where the normalised score is 0; NaN without a range."""
+        return math.nan if self.score_range is None else self.score_range[0]
+
+    def score(self, value: float) -> float:
+        """The normalised score, 0 to 100 over the range, of a value of the metric; NaN without a range."""
+        return (value - self.score_low) * self.score_scale
+
+
+def file_name(tasks: str) -> str:
+    """Names of tasks as part of a file's name: not all systems take the colon of `gym:Walker2d-v5`."""
+    return tasks.replace(":", "-").replace("/", "-")
 
 
 def _read_registry() -> dict[str, Task]:
@@ -93,12 +118,14 @@ def _read_registry() -> dict[str, Task]:
                 random_return=float(row["random_return"]) if row["random_return"] else None,
                 embodiment=row["embodiment"],
                 objective=row["objective"],
+                score_range=(0.0, 1.0) if metric == "success" else (0.0, 1000.0),
             )
     return tasks
 
 
-TASKS: Mapping[str, Task] = MappingProxyType(_read_registry())
-"""All tasks by name."""
+_tasks = _read_registry()
+TASKS: Mapping[str, Task] = MappingProxyType(_tasks)
+"""All tasks by name: the 104, then those of people's own that this process knows so far."""
 
 
 def _read_sets() -> dict[str, tuple[str, ...]]:
@@ -115,6 +142,17 @@ def _read_sets() -> dict[str, tuple[str, ...]]:
 
 TASK_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(_read_sets())
 """Task sets by name: mt30 and mt80 in the order of their ids, each domain, and all 104."""
+
+
+def enter_task(task: Task) -> None:
+    """Let a task of people's own stand in `TASKS`, in place of an own one of that name.
+
+    Raises:
+        UserError: the name is one of the 104, or a task set's.
+    """
+    if task.name in TASK_SETS or (task.name in TASKS and TASKS[task.name].domain != OWN):
+        raise UserError(f"name: {task.name!r} is taken, by a task or task set of the registry")
+    _tasks[task.name] = task
 
 
 _METAWORLD = (
@@ -141,18 +179,26 @@ def caveat(task: Task) -> str:
 
 
 def get_task(name: str, where: str = "") -> Task:
-    """The task called `name`.
+    """The task called `name`. An own one that is asked for the first time is looked for, and built once.
 
     Args:
         name: a task's name.
         where: the file or option it was read from, for the message.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is none; names the nearest. Or it is an own task that cannot be built, or is of no use.
     """
-    if name not in TASKS:
-        raise unknown_name("task", name, TASKS, where)
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    from tdmpc2 import own_tasks
+
+    try:
+        task = own_tasks.find_task(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+    if task is None:
+        raise unknown_name("task", name, [*TASKS, *TASK_SETS, *own_tasks.registered_names()], where)
+    return task
 
 
 def expand_tasks(names: str | tuple[str, ...], where: str = "") -> tuple[str, ...]:
@@ -163,7 +209,7 @@ def expand_tasks(names: str | tuple[str, ...], where: str = "") -> tuple[str, ..
         where: the file or option they were read from, for the message.
 
     Raises:
-        UserError: a name is neither a task nor a task set; names the nearest.
+        UserError: a name is neither a task nor a task set; names the nearest. Or as `get_task`.
     """
     parts = names.split(",") if isinstance(names, str) else names
     expanded: dict[str, None] = {}
@@ -171,10 +217,8 @@ def expand_tasks(names: str | tuple[str, ...], where: str = "") -> tuple[str, ..
         name = part.strip()
         if name in TASK_SETS:
             expanded.update(dict.fromkeys(TASK_SETS[name]))
-        elif name in TASKS:
-            expanded[name] = None
         else:
-            raise unknown_name("task", name, [*TASKS, *TASK_SETS], where)
+            expanded[get_task(name, where).name] = None
     return tuple(expanded)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BASE = {"config", "errors", "seeding", "spec", "tasks"}
+BASE = {"config", "errors", "own_tasks", "seeding", "spec", "tasks"}
 MAY_IMPORT = {
     "agent": BASE | {"agent"},
     "envs": BASE | {"envs"},

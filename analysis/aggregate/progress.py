@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.aggregate.selection import of_series, scopes, series_keys
 from analysis.results import SERIES
-from analysis.scores import online, score_matrix
+from analysis.scores import online, score_matrix, scored
 from analysis.statistics import area_under_curve, interval, steps_to_threshold
 from analysis.statistics import mean as mean_score
 
@@ -40,7 +40,7 @@ def domain_curves(table: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
         seeds drawn anew within tasks; NaN where no task has two), tasks, runs, runs_short (left out), first_to_end (the
         task whose curve ends first).
     """
-    table = online(table)
+    table = online(scored(table))
     parts = []
     for scope, tasks in scopes(table).items():
         inside = table[table["task"].isin(tasks)]
@@ -113,7 +113,7 @@ def run_progress(table: pd.DataFrame, budget: float, thresholds: Sequence[float]
         (environment steps at which the score is first there, interpolated linearly; NaN if it never is).
     """
     records = []
-    for key, (steps, scores) in _run_points(online(table)):
+    for key, (steps, scores) in _run_points(online(scored(table))):
         record = key | {"area": area_under_curve(steps, scores, budget)}
         record |= {f"steps_to_{level:g}": steps_to_threshold(steps, scores, level) for level in thresholds}
         records.append(record)

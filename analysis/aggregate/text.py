@@ -87,7 +87,7 @@ def curve_caption(ours: pd.DataFrame, published: pd.DataFrame, final: pd.DataFra
             "Dashed: published curves, mean over their seeds, straight between their points, over the steps of these "
             "runs only."
         )
-    without = final.groupby("task")["score"].count()
+    without = final.groupby("task")["mean"].count()
     if (without == 0).any():
         parts.append(f"{counted(int((without == 0).sum()), 'task')} without any evaluation.")
     return " ".join(parts)

@@ -16,7 +16,7 @@ from analysis.embeddings.claim import CLASSES, Claim
 from analysis.embeddings.structure import leaf_order
 from analysis.layout import add_legend, legend_height
 from analysis.tables import counted
-from tdmpc2.tasks import DOMAINS, TASKS
+from tdmpc2.tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
 
 Array = NDArray[np.float64]
-SUITE_NAMES = {"dmcontrol": "DMControl", "metaworld": "Meta-World", "maniskill": "ManiSkill2", "myosuite": "MyoSuite"}
+SUITE_NAMES = {
+    "dmcontrol": "DMControl",
+    "metaworld": "Meta-World",
+    "maniskill": "ManiSkill2",
+    "myosuite": "MyoSuite",
+    "own": "Own tasks",
+}
 SIMILARITY = "Cosine similarity"
 # Okabe and Ito's palette without its pale yellow, and a brown; grey stands for all others.
 _BODY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6B4E16", "#882255")
 _OTHER = "#F1E8D6"
-_SUITE_GREYS = ("#222222", "#B0B0B0", "#6A6A6A", "#DDDDDD")
+_SUITE_GREYS = dict(zip(SUITE_NAMES, ("#222222", "#B0B0B0", "#6A6A6A", "#DDDDDD", "#8C8C8C"), strict=True))
 _LABEL_COLOURS = {"embodiment": "#0072B2", "objective": "#D55E00"}
 _CLASS_COLOURS = dict(zip(CLASSES, ("#0072B2", "#D55E00", "#882255", "#888888"), strict=True))
 _POINT = 1 / 72
@@ -229,7 +235,7 @@ def stability_heatmap(table: pd.DataFrame) -> Figure:
 def suites_of(tasks: Sequence[str]) -> tuple[str, ...]:
     """The suites that the tasks are of, in the registry's order."""
     present = {TASKS[task].domain for task in tasks}
-    return tuple(domain for domain in DOMAINS if domain in present)
+    return tuple(suite for suite in SUITE_NAMES if suite in present)
 
 
 def _strip_legend(tasks: Sequence[str], colours: Mapping[str, str], suites: Sequence[str]) -> list[Artist]:
@@ -237,8 +243,7 @@ def _strip_legend(tasks: Sequence[str], colours: Mapping[str, str], suites: Sequ
 
     entries: list[Artist] = []
     if len(suites) > 1:
-        greys = dict(zip(DOMAINS, _SUITE_GREYS, strict=True))
-        entries += [Patch(facecolor=greys[suite], label=SUITE_NAMES[suite]) for suite in suites]
+        entries += [Patch(facecolor=_SUITE_GREYS[suite], label=SUITE_NAMES[suite]) for suite in suites]
     entries += [Patch(facecolor=colour, label=body) for body, colour in colours.items()]
     if {TASKS[task].embodiment for task in tasks} - set(colours):
         entries.append(Patch(facecolor=_OTHER, label="other embodiment"))
@@ -254,11 +259,10 @@ def _write_cells(axes: Axes, matrix: Array, limit: float) -> None:
 
 
 def _draw_strips(axes: Axes, names: Sequence[str], colours: Mapping[str, str], suites: Sequence[str]) -> None:
-    greys = dict(zip(DOMAINS, _SUITE_GREYS, strict=True))
     columns = ["suite", "embodiment"] if suites else ["embodiment"]
     for row, name in enumerate(names):
         task = TASKS[name]
-        fills = {"suite": greys[task.domain], "embodiment": colours.get(task.embodiment, _OTHER)}
+        fills = {"suite": _SUITE_GREYS[task.domain], "embodiment": colours.get(task.embodiment, _OTHER)}
         for place, column in enumerate(columns):
             axes.add_patch(_cell(place, row, fills[column]))
     axes.set_xlim(0, len(columns))

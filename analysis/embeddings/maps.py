@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis import style
 from analysis.embeddings.figures import SUITE_NAMES, body_colours, suites_of
 from analysis.layout import add_legend, legend_height
-from tdmpc2.tasks import DOMAINS, TASKS
+from tdmpc2.tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 _OTHER = "#B8B8B8"
-_MARKERS = dict(zip(DOMAINS, ("o", "s", "^", "D"), strict=True))
+_MARKERS = dict(zip(SUITE_NAMES, ("o", "s", "^", "D", "P"), strict=True))
 _POINT = 1 / 72
 _LARGE_NAMES = 12
 """Up to so many tasks, maps are small and names large; t-SNE's panels have names then."""

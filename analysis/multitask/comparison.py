@@ -23,7 +23,7 @@ from analysis.scores import (
     groups,
     last_evaluations,
     offline,
-    primary,
+    scored,
     seed_statistics,
     task_order,
 )
@@ -212,7 +212,7 @@ def single_scores(table: pd.DataFrame, by_run: Mapping[str, float], by_task: Map
     Returns:
         A row a run: run, task, seed, kind, step (environment steps), score, episodes (of the run's last evaluation).
     """
-    rows = primary(table).sort_values("env_steps", kind="stable")
+    rows = scored(table).sort_values("env_steps", kind="stable")
     records = []
     for (run, task, seed, kind), own in rows.groupby(["run", "task", "seed", "kind"], sort=False):
         steps, scores = own["env_steps"].to_numpy(float), own["score"].to_numpy(float)
@@ -324,9 +324,10 @@ def _note(own: str, single: str | None, published: bool, step: float, buffer_ste
 
 def _normalised(final: pd.DataFrame) -> pd.DataFrame:
     """Final scores with min, max, low and high on the scale of `score`, 0 to 100, and `random_score` beside them."""
-    factor = final["task"].map(registry_table()["score_scale"]).astype(float)
-    scaled = {name: final[name].astype(float) * factor for name in ("min", "max", "low", "high")}
-    return final.assign(**scaled, random_score=final["random_return"].astype(float) * factor)
+    registry = registry_table()
+    low, factor = (final["task"].map(registry[name]).astype(float) for name in ("score_low", "score_scale"))
+    scaled = {name: (final[name].astype(float) - low) * factor for name in ("min", "max", "low", "high")}
+    return final.assign(**scaled, random_score=(final["random_return"].astype(float) - low) * factor)
 
 
 def _checked_sizes(sizes: int | Sequence[int] | None, single_runs: pd.DataFrame) -> list[int] | None:

@@ -93,7 +93,7 @@ def update_curves(table: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
             highest = draw_random(panel.axes, task)
             rows = single[single["task"] == name]
             for key, row in groups(rows, SINGLE):
-                level = float(row["single_score"].iloc[0]) / task.score_scale
+                level = task.score_low + float(row["single_score"].iloc[0]) / task.score_scale
                 panel.axes.axhline(level, color=styles[*key, ""].colour, zorder=2, **dashed)
                 highest = max(highest, level)
             mean = means[means["task"] == name]
@@ -102,7 +102,7 @@ def update_curves(table: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
             last = float(mean["updates"].max()) if len(mean) else None
             set_limits(panel.axes, task, last, highest, free)
             if free and len(rows) == 1 and last:
-                _label_level(panel, float(rows["single_score"].iloc[0]) / task.score_scale)
+                _label_level(panel, task.score_low + float(rows["single_score"].iloc[0]) / task.score_scale)
     return figure
 
 

@@ -147,7 +147,8 @@ def _read_evaluations(folder: Path, axis: str, config: Config | None) -> tuple[p
     success = np.array([task.metric == "success" for task in tasks], dtype=bool)
     rows["value"] = rows["success"].where(success, rows["return"]).astype(float)
     rows["std"] = _success_std(rows["success"], rows["episodes"]).where(success, rows["return_std"]).astype(float)
-    rows["score"] = rows["value"] * np.array([task.score_scale for task in tasks], dtype=float)
+    scores = [task.score(value) for task, value in zip(tasks, rows["value"], strict=True)]
+    rows["score"] = np.array(scores, dtype=float)
     return rows[list(EVALUATION_COLUMNS)], problems
 
 
@@ -222,8 +223,8 @@ def mean_scores(evaluations: pd.DataFrame) -> pd.DataFrame:
 def random_score(task: Task) -> float:
     """Normalised score of a random policy; 0 where success counts, NaN where the registry does not know it."""
     if task.metric == "success":
-        return 0.0
-    return float("nan") if task.random_return is None else task.random_return * task.score_scale
+        return task.score(0.0)
+    return float("nan") if task.random_return is None else task.score(task.random_return)
 
 
 def others_training(study: Study, record: RunRecord) -> pd.DataFrame:

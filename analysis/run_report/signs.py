@@ -140,7 +140,7 @@ def below_training(record: RunRecord) -> Verdict:
     earlier = evaluations.loc[evaluations["step"] < last["step"], "step"].max()
     column = "success" if task.metric == "success" else "return"
     since = (record.training["step"] <= last["step"]) & ~(record.training["step"] <= earlier)
-    episodes = record.training.loc[since, column].dropna() * task.score_scale
+    episodes = (record.training.loc[since, column].dropna() - task.score_low) * task.score_scale
     if len(episodes) < MIN_EPISODES:
         return None
     mean = float(episodes.mean())

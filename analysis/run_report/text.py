@@ -71,6 +71,8 @@ def nothing_conspicuous(findings: Sequence[Finding]) -> str:
 def _score_sentence(record: RunRecord) -> str:
     scores = mean_scores(record.logged)
     if scores.empty:
+        if record.logged["value"].notna().any():
+            return "The evaluations have no normalised score: no score range is registered for the task."
         return "No evaluation is recorded."
     levels = [random_score(TASKS[task]) for task in record.logged["task"].unique()]
     level = f", a random policy {np.mean(levels):.1f}" if np.isfinite(levels).all() else ""

@@ -28,8 +28,9 @@ from tdmpc2.data.episodes import EpisodeTable
 from tdmpc2.data.files import RowFiles, disk_full_is_user_error
 from tdmpc2.data.layout import DESCRIPTION, EPISODE_LOG, Layout, read_layout, sync_folder
 from tdmpc2.errors import UserError, nearest, require
+from tdmpc2.own_tasks import RECORD, enter_record, record_of
 from tdmpc2.spec import AgentSpec
-from tdmpc2.tasks import Metric, get_task
+from tdmpc2.tasks import Metric, file_name, get_task
 
 MANIFEST = "dataset.json"
 FORMAT_VERSION = 1
@@ -169,6 +170,7 @@ class Dataset:
         folder = Path(folder).resolve()
         path = folder / MANIFEST
         require(path.is_file(), f"{folder}: holds no data set ({MANIFEST} is missing)")
+        enter_record(folder / RECORD)
         try:
             manifest = json.loads(path.read_text())
         except ValueError as error:
@@ -308,6 +310,8 @@ def build(name: str, stores: Sequence[StoreSource], tasks: Sequence[str], folder
         target.mkdir(parents=True, exist_ok=True)
         if copy:
             dataset = _with_copies(dataset)
+        if own := record_of(tasks):  # so that own tasks are known to who only reads the data
+            (target / RECORD).write_text(own)
         _write(dataset)
     return dataset
 
@@ -368,7 +372,7 @@ def _with_copies(dataset: Dataset) -> Dataset:
     records = []
     try:
         for place, record in enumerate(dataset.stores):
-            copied = dataclasses.replace(record, path=f"{COPIES}/{place:03}-{record.task}")
+            copied = dataclasses.replace(record, path=f"{COPIES}/{place:03}-{file_name(record.task)}")
             copy_store(dataset.store_folder(record), dataset.folder / copied.path)
             records.append(copied)
         result = dataclasses.replace(dataset, stores=tuple(records))

@@ -11,7 +11,7 @@ import numpy as np
 
 from tdmpc2.errors import UserError, unknown_name
 from tdmpc2.spec import ObsKind
-from tdmpc2.tasks import get_task
+from tdmpc2.tasks import OWN, get_task
 
 Env = gymnasium.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -31,6 +31,7 @@ BACKENDS: dict[str, Backend] = {
     "metaworld": Backend("tdmpc2.envs.metaworld", "metaworld"),
     "myosuite": Backend("tdmpc2.envs.myosuite", "myosuite"),
     "maniskill": Backend("tdmpc2.envs.maniskill", None),
+    OWN: Backend("tdmpc2.envs.gymnasium_env", None),
 }
 """The domains by name."""
 

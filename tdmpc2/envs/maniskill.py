@@ -7,9 +7,11 @@ beside the one in use, and each environment here is a process of that one (`mani
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +52,9 @@ def why_unavailable(task: Task) -> str:
     """What a ManiSkill task lacks here, with the command that brings it; "" where it lacks nothing known."""
     python = find_python()
     if python is None:
-        return f"ManiSkill2 is not installed; `{INSTALL}` installs it"
+        named = os.environ.get(PYTHON_VARIABLE)
+        where = f" where {PYTHON_VARIABLE} says, {named}" if named else ""
+        return f"ManiSkill2 is not installed{where}; `{INSTALL}` installs it"
     if task.name in ASSETS:
         place, name = ASSETS[task.name]
         if not (asset_folder() / place).is_dir():
@@ -79,6 +83,7 @@ class Worker:
 
     def __init__(self, task: Task, pictures: bool) -> None:
         self.pictures = pictures
+        self._name = task.name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         python = find_python()
         assert python is not None  # `build` has seen to it
@@ -98,13 +103,18 @@ class Worker:
         """Send a command and wait for its answer.
 
         Raises:
-            RuntimeError: the worker failed or died; with what it said last.
+            RuntimeError: the worker failed, with what it said, or has ended. It is closed then.
         """
+        if self._errors.closed:
+            raise RuntimeError(f"{self._name}: ManiSkill2's worker was closed, or an error has ended it")
         try:
             write_message(self._pipe(self._process.stdin), {"command": command, **details}, array)
+            message, answer = self._receive()
         except BrokenPipeError:
-            raise self._failure("it has ended") from None
-        message, answer = self._receive()
+            raise self._death() from None
+        except BaseException:  # Ctrl-C, say: the answer would be taken for that to the next command
+            self.close()
+            raise
         assert answer is not None  # every command is answered by an array
         return message, answer
 
@@ -113,23 +123,31 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            self._pipe(stream).close()
+            with suppress(BrokenPipeError):  # of a command that did not reach a dead worker
+                self._pipe(stream).close()
         self._errors.close()
 
     def _receive(self) -> tuple[dict[str, Any], Array | None]:
         try:
             message, array = read_message(self._pipe(self._process.stdout))
         except EOFError:
-            raise self._failure(f"it ended with exit code {self._process.wait()}") from None
+            raise self._death() from None
         if "error" in message:
             raise self._failure(message["error"])
         return message, array
 
-    def _failure(self, what: str) -> RuntimeError:
+    def _death(self) -> RuntimeError:
+        """The error for a worker that has ended by itself, with the last line that it wrote."""
+        code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
+        how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        how += "; the system may have run out of memory" if code == -signal.SIGKILL else ""
+        return self._failure(f"died ({how})" + (f"; it said: {said[-1]}" if said else ""))
+
+    def _failure(self, what: str) -> RuntimeError:
         self.close()
-        return RuntimeError(f"ManiSkill2's worker failed: {what}" + (f" ({said[-1]})" if said else ""))
+        return RuntimeError(f"{self._name}: ManiSkill2's worker: {what}")
 
     @staticmethod
     def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
@@ -162,14 +180,10 @@ class ManiSkillEnv(SimulatedEnv):
     def __init__(self, task: Task, worker: Worker, seed: int, obs: ObsKind) -> None:
         self._worker = worker
         self._last: Array | None = None
-        self._next_seed: int | None = seed
         found = worker.description
         super().__init__(task, seed, obs, found["obs_dim"], found["action_dim"], 1 / found["control_freq"])
 
     def _restart(self, seed: int | None) -> float:
-        # The construction's seed begins the stream unless the first reset brings one.
-        seed = self._next_seed if seed is None else seed
-        self._next_seed = None
         message, self._last = self._worker.ask("reset", seed=seed)
         return float(message["success"])
 
@@ -178,7 +192,7 @@ class ManiSkillEnv(SimulatedEnv):
         return ControlStep(message["reward"], message["success"])
 
     def _observe(self) -> Array:
-        return np.asarray(self._last, dtype=np.float32)
+        return np.array(self._last, dtype=np.float32)
 
     def _picture(self, height: int, width: int) -> Array:
         if not self._worker.pictures:

@@ -95,7 +95,7 @@ def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], np.ndarray[Any, Any
         EOFError: the other side is gone.
     """
     line = stream.readline()
-    if not line:
+    if not line.endswith(b"\n"):  # nothing, or a line that was broken off
         raise EOFError
     message = json.loads(line)
     if "shape" not in message:
@@ -118,14 +118,18 @@ def write_message(stream: IO[bytes], message: dict[str, Any], array: np.ndarray[
 
 
 def answer(environment: Any, message: dict[str, Any], array: np.ndarray[Any, Any] | None) -> tuple[dict[str, Any], Any]:
-    """What a command gives: a message and an array."""
+    """What a command gives: a message, and an observation (`reset` with a seed, `step` with an action) or a picture.
+
+    Raises:
+        ValueError: there is no such command.
+    """
     command = message["command"]
     if command == "reset":
         observation, _ = environment.reset(seed=message["seed"])
-        return {"success": 0.0}, observation.astype(np.float64)
+        return {"success": 0.0}, observation.astype(np.float32)
     if command == "step":
         observation, reward, _, _, info = environment.step(array)
-        return {"reward": float(reward), "success": float(info["success"])}, observation.astype(np.float64)
+        return {"reward": float(reward), "success": float(info["success"])}, observation.astype(np.float32)
     if command == "render":
         return {}, np.asarray(environment.render())
     raise ValueError(f"unknown command {command!r}")

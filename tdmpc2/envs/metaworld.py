@@ -30,11 +30,11 @@ def build(task: Task, seed: int, obs: ObsKind) -> MetaWorldEnv:
     import_without_gl()
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
+    # Without a seed the constructor would draw from NumPy's global stream, and disturb it.
     environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[task.backend](seed=seed)
-    # By default the first goal and object positions drawn stay for good, and come from NumPy's global stream.
+    # By default the first goal and object positions drawn stay for good, and new ones come from the global stream.
     environment._freeze_rand_vec = False
     environment.seeded_rand_vec = True
-    environment.seed(seed)
     return MetaWorldEnv(task, environment, seed, obs)
 
 

@@ -28,9 +28,7 @@ def build(task: Task, seed: int, obs: ObsKind) -> MyoSuiteEnv:
     import myosuite  # noqa: F401  # registers the environments
 
     # Unwrapped: the package's own time limit ends pen-twirl at 50 steps, where the published results have 100.
-    environment = gymnasium.make(task.backend, disable_env_checker=True).unwrapped
-    environment.reset(seed=seed)
-    return MyoSuiteEnv(task, environment, seed, obs)
+    return MyoSuiteEnv(task, gymnasium.make(task.backend, disable_env_checker=True).unwrapped, seed, obs)
 
 
 class MyoSuiteEnv(SimulatedEnv):
@@ -39,16 +37,16 @@ class MyoSuiteEnv(SimulatedEnv):
     def __init__(self, task: Task, environment: Any, seed: int, obs: ObsKind) -> None:
         self.environment = environment
         self._last: Array | None = None
-        self._scene = SceneRenderer(self.environment.mj_model, self.environment.mj_data, CAMERA, upside_down=True)
-        obs_dim, action_dim = self.environment.observation_space.shape[0], self.environment.action_space.shape[0]
-        super().__init__(task, seed, obs, obs_dim, action_dim, float(self.environment.dt))
+        self._scene = SceneRenderer(environment.model, environment.data, CAMERA, upside_down=True)
+        obs_dim, action_dim = environment.observation_space.shape[0], environment.action_space.shape[0]
+        super().__init__(task, seed, obs, obs_dim, action_dim, float(environment.dt))
 
     def _restart(self, seed: int | None) -> float:
         self._last, _ = self.environment.reset(seed=seed)
         return 0.0
 
     def _control(self, action: Array) -> ControlStep:
-        self._last, reward, _, _, info = self.environment.step(action)
+        self._last, reward, _, _, info = self.environment.step(action.astype(np.float32))
         return ControlStep(float(reward), float(info["solved"]))
 
     def _observe(self) -> Array:

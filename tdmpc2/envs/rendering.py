@@ -19,6 +19,9 @@ import numpy as np
 from tdmpc2.errors import UserError
 
 _INSTALL = "on Debian or Ubuntu install libegl1 and libgl1-mesa-dri (EGL), or libosmesa6 (OSMesa)"
+_SHADOW_SIZE = 1024
+"""Texels across the map of shadows. MuJoCo's own 4,096 take 64 MB in each environment that is filmed, and pictures of a
+few hundred pixels look the same without."""
 _PROBE = "from dm_control import _render; _render.Renderer(max_width=64, max_height=64).free()"
 
 
@@ -124,6 +127,8 @@ class SceneRenderer:
             importlib.reload(renderer)
             self._model.vis.global_.offheight = max(height, self._model.vis.global_.offheight)
             self._model.vis.global_.offwidth = max(width, self._model.vis.global_.offwidth)
+            quality = self._model.vis.quality
+            quality.shadowsize = min(quality.shadowsize, _SHADOW_SIZE)
             self._renderers[height, width] = renderer.Renderer(self._model, height, width)
         drawn = self._renderers[height, width]
         drawn.update_scene(self._data, camera=self._camera)

@@ -42,7 +42,7 @@ class SimulatedEnv(gymnasium.Env[Array, Array], ABC):
 
     Args:
         task: the task.
-        seed: seed of the action space; the simulator's own stream is the subclass's affair.
+        seed: seed of the action space, and of the simulator's stream unless the first reset brings one.
         obs: kind of observation.
         obs_dim: length of the simulator's state observation.
         action_dim: length of its action.
@@ -72,12 +72,14 @@ class SimulatedEnv(gymnasium.Env[Array, Array], ABC):
         # An instance's own, since Gymnasium's vector environments write into it.
         fps = round(1 / (control_seconds * task.action_repeat))
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
+        self._first_seed: int | None = seed  # None once there was a reset
         self._agent_step: int | None = None  # None: the episode is over or has not begun
         self._closed = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode; with a seed, restart the random stream from it. There are no options."""
         self._require_open()
+        seed, self._first_seed = self._first_seed if seed is None else seed, None
         super().reset(seed=seed)
         success = self._restart(seed)
         self._agent_step = 0

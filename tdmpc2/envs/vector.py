@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tdmpc2.envs.make import Env, make_env
 from tdmpc2.envs.padding import check_fits, pad_env
 from tdmpc2.errors import UserError
+from tdmpc2.own_tasks import load_tasks_file, tasks_file_of
 from tdmpc2.spec import FRAME_SHAPE, ObsKind
 from tdmpc2.tasks import get_task
 
@@ -46,8 +47,12 @@ class _EnvBuilder:
     obs: ObsKind
     shape: tuple[int, int] | None
     """Lengths of observation and action to pad to; None leaves the environment as it is."""
+    tasks_file: str | None
+    """What registers the task, where it is an own one: a worker process must load it too."""
 
     def __call__(self) -> Env:
+        if self.tasks_file is not None:
+            load_tasks_file(self.tasks_file)
         env = make_env(self.name, self.seed, self.obs)
         return env if self.shape is None else pad_env(env, self.shape, self.name, self.seed)
 
@@ -92,7 +97,9 @@ def make_vector_env(
     if not names or len(names) != len(seeds):
         raise UserError(f"make_vector_env: {len(names)} names and {len(seeds)} seeds; give one seed for each name")
     padded = _common_shape(names, obs, shape)
-    builders = [_EnvBuilder(name, seed, obs, padded) for name, seed in zip(names, seeds, strict=True)]
+    builders = [
+        _EnvBuilder(name, seed, obs, padded, tasks_file_of(name)) for name, seed in zip(names, seeds, strict=True)
+    ]
     if parallel:
         return ProcessVectorEnv(builders, len(builders) if workers is None else workers)
     return SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)

@@ -24,6 +24,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt,
 import tdmpc2
 from tdmpc2.config import Config, make_settings
 from tdmpc2.errors import UserError, require, unknown_name
+from tdmpc2.own_tasks import load_tasks_file
 from tdmpc2.spec import MODEL_SIZES
 from tdmpc2.sweeps.folder import Kind
 from tdmpc2.tasks import expand_tasks
@@ -306,6 +307,9 @@ def _tasks_of(block: Block | DatasetBlock, where: str) -> tuple[str, ...] | None
 
 def _check_block(block: Block, where: str) -> None:
     """Check every field by itself, so that the message names it."""
+    if block.overrides.get("tasks_file"):  # before its tasks are looked up
+        make_settings(Config, {"task": "walker-walk", "tasks_file": block.overrides["tasks_file"]}, where=where)
+        load_tasks_file(block.overrides["tasks_file"])
     _tasks_of(block, where)
     for size in block.sizes or ():
         near = min(MODEL_SIZES, key=lambda valid: abs(valid - size))

@@ -15,7 +15,8 @@ import pydantic
 
 from tdmpc2.config import Config
 from tdmpc2.errors import UserError
-from tdmpc2.tasks import get_task
+from tdmpc2.own_tasks import RECORD, record_of
+from tdmpc2.tasks import expand_tasks, get_task
 from tdmpc2.training.folder import RunFolder, write_text
 
 Kind = Literal["online", "offline", "finetune"]
@@ -127,6 +128,9 @@ class SweepFolder:
             entries: all runs of the sweep.
             declaration: content of its file.
         """
+        own = record_of(name for entry in entries for name in expand_tasks(entry.task))
+        if own:  # so that a report knows them without running the code that registers them
+            write_text(self.path / RECORD, own)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         runs = [pydantic.TypeAdapter(PlanEntry).dump_python(entry) for entry in entries]
         write_text(self.plan_file, json.dumps({"name": self.name, "created": created, "runs": runs}, indent=1))

@@ -7,21 +7,19 @@ import io
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import imageio.v3 as iio
-import numpy as np
-from gymnasium.vector import SyncVectorEnv
 
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.config import EvaluateConfig
 from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.envs.make import why_unavailable
 from tdmpc2.errors import UserError, require
-from tdmpc2.tasks import get_task
+from tdmpc2.own_tasks import load_tasks_file
+from tdmpc2.tasks import file_name, get_task
 from tdmpc2.training.evaluation import EpisodeScore, Evaluator, processes_pay, summarise
+from tdmpc2.training.films import FilmedEvaluator, Reel, write_film
 from tdmpc2.training.folder import write_text
 from tdmpc2.training.load_agent import StoredAgent, open_run, read_agent
 from tdmpc2.training.logs import CLOCK, CsvLog
@@ -47,9 +45,11 @@ def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dic
 
     Raises:
         UserError: no such run or checkpoint, or a damaged one, of another size, or without these tasks; a task cannot
-            be run by this version; a film is asked of several tasks, or nothing can render it here; the output exists
-            already; the disk is full.
+            be run by this version; films are asked for where nothing can render any; the output exists already; the
+            disk is full.
     """
+    if config.tasks_file is not None:
+        load_tasks_file(config.tasks_file)
     if config.run is not None:
         folder, source = open_run(config.run).path, config.run
         table: Path | None = folder / "evaluations.csv"
@@ -63,7 +63,6 @@ def evaluate_run(config: EvaluateConfig, show_progress: bool = True) -> list[dic
     stored = read_agent(source, config.task)
     _check_size(stored, config.model_size)
     tasks = _runnable(stored, config.only)
-    require(len(tasks) == 1 or not config.video, f"video: films one task, not {len(tasks)}; choose one with only=TASK")
 
     steps = config.episodes * sum(get_task(name).episode_length for name in tasks)
     own = {name: value for name in ("precision", "compile") if (value := getattr(config, name)) != "auto"}
@@ -136,13 +135,12 @@ def _evaluate(
     start = time.monotonic()
     # What an evaluation while training has counted by, so that the same seed gives the same scores.
     when = stored.steps if stored.steps is not None else stored.updates or 0
-    scores, frames, fps = _act(agent, tasks, when, config, show_progress)
-    video = ""
+    videos: dict[str, str] = {}
     if config.video:
-        (task,) = tasks
-        clock = when if stored.steps is None else when * get_task(task).action_repeat
-        del frames[scores[0].length :]  # the other episodes may be longer
-        video = str(_write_video(folder / "videos", f"{task}-{clock}", frames, fps).relative_to(folder))
+        clocks = {name: when if stored.steps is None else when * get_task(name).action_repeat for name in tasks}
+        scores, videos = _act_and_film(agent, clocks, when, config, folder, show_progress)
+    else:
+        scores = _act(agent, tasks, when, config, show_progress)
     seconds = round(time.monotonic() - start, 1)
     return [
         {
@@ -154,7 +152,7 @@ def _evaluate(
             "seed": config.seed,
             "mpc": config.mpc,
             **outcome,
-            "video": video,
+            "video": videos.get(name, ""),
         }
         for name, outcome in summarise(scores).items()
     ]
@@ -162,44 +160,74 @@ def _evaluate(
 
 def _act(
     agent: TDMPC2, tasks: Sequence[str], when: int, config: EvaluateConfig, show_progress: bool
-) -> tuple[list[EpisodeScore], list[np.ndarray[Any, Any]], float]:
-    """Scores of all episodes, frames of the first one (where filmed), and frames per second."""
+) -> list[EpisodeScore]:
+    """Scores of all episodes."""
+    episodes = [name for name in tasks for _ in range(config.episodes)]
+    parallel = processes_pay(agent.device.type, agent.spec.obs, len(episodes), available_cores())
+    evaluator = Evaluator(episodes, agent.spec.obs, config.seed, parallel, agent.spec)
+    try:
+        return evaluate_shown(evaluator, agent, when, episodes, show_progress)
+    finally:
+        evaluator.close()
+
+
+def _act_and_film(
+    agent: TDMPC2, clocks: Mapping[str, int], when: int, config: EvaluateConfig, folder: Path, show_progress: bool
+) -> tuple[list[EpisodeScore], dict[str, str]]:
+    """Scores of all episodes, and the films of each task's first one, relative to the folder.
+
+    Args:
+        clocks: what tells a task's films of this agent from those of its other states, by the task's name.
+    """
+    tasks = list(clocks)
+    episodes = [name for name in tasks for _ in range(config.episodes)]
+    evaluator = FilmedEvaluator(episodes, config.seed, agent.spec)
+    try:
+        with Reel(folder) as reel:
+            rates, unseen = evaluator.film(range(0, len(episodes), config.episodes), reel.add)
+            require(bool(rates), f"video: {next(iter(unseen.values()), '')}")
+            for row, reason in unseen.items():
+                print(f"not filmed: {episodes[row]}: {reason}", file=sys.stderr)
+            scores = evaluate_shown(evaluator, agent, when, episodes, show_progress)
+            videos = {}
+            for row, fps in rates.items():
+                path = _free_name(folder / "videos", f"{file_name(episodes[row])}-{clocks[episodes[row]]}")
+                write_film(path, reel.frames(row), fps)
+                videos[episodes[row]] = str(path.relative_to(folder))
+        return scores, videos
+    finally:
+        evaluator.close()
+
+
+def evaluate_shown(
+    evaluator: Evaluator, agent: TDMPC2, when: int, episodes: Sequence[str], show_progress: bool
+) -> list[EpisodeScore]:
+    """Run one episode in each environment of an evaluator, with a progress bar.
+
+    Args:
+        evaluator: the environments.
+        agent: who acts in them.
+        when: as in `Evaluator.evaluate`.
+        episodes: the evaluator's tasks, one an episode.
+        show_progress: whether to write to the terminal.
+
+    Returns:
+        one score an episode.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
-    episodes = [name for name in tasks for _ in range(config.episodes)]
-    # Frames are taken from an environment of this process.
-    parallel = not config.video and processes_pay(agent.device.type, agent.spec.obs, len(episodes), available_cores())
-    evaluator = Evaluator(episodes, agent.spec.obs, config.seed, parallel, agent.spec)
-    frames: list[np.ndarray[Any, Any]] = []
+    tasks = list(dict.fromkeys(episodes))
     subject = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
     with Progress(console=Console(stderr=True), disable=not show_progress) as progress:
         longest = max(get_task(name).episode_length for name in tasks)
-        bar = progress.add_task(f"{subject}, {len(episodes)} episodes", total=longest)
-
-        def on_step(step: int) -> None:
-            progress.update(bar, completed=step)
-            if config.video:
-                assert isinstance(evaluator.env, SyncVectorEnv)
-                frames.append(np.asarray(evaluator.env.envs[0].render()))
-
-        try:
-            if config.video:
-                evaluator.env.reset()
-                on_step(0)  # where nothing can render, say so before an hour of planning
-                frames.clear()
-            scores = evaluator.evaluate(agent, when, on_step)
-            fps = evaluator.env.metadata.get("render_fps", 25)
-        finally:
-            evaluator.close()
-    return scores, frames, fps
+        bar = progress.add_task(f"{subject}, {len(episodes)} episode{'s'[: len(episodes) > 1]}", total=longest)
+        return evaluator.evaluate(agent, when, lambda step: progress.update(bar, completed=step))
 
 
-def _write_video(folder: Path, stem: str, frames: list[np.ndarray[Any, Any]], fps: float) -> Path:
-    """Write an MP4 under a name that is not taken."""
+def _free_name(folder: Path, stem: str) -> Path:
+    """The path of an MP4 that is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem for path in folder.iterdir()}
     name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-    path = folder / f"{name}.mp4"
-    iio.imwrite(path, np.stack(frames), fps=fps, codec="libx264", macro_block_size=8)
-    return path
+    return folder / f"{name}.mp4"

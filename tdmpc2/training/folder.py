@@ -14,6 +14,8 @@ import yaml
 
 from tdmpc2.config import Config, make_settings
 from tdmpc2.errors import UserError
+from tdmpc2.own_tasks import RECORD, differences, enter_record, read_record, record_of
+from tdmpc2.tasks import get_task
 
 State = Literal["running", "done", "failed", "interrupted"]
 LOCK_ATTEMPTS = 5
@@ -65,6 +67,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint" / "latest.pt"
         self.replay = self.path / "replay"
         self.data_manifest = self.path / "dataset.json"
+        self.own_tasks = self.path / RECORD
         self.tensorboard = self.path / "tensorboard"
         self.videos = self.path / "videos"
         self._lock_file = self.path / ".lock"
@@ -99,6 +102,9 @@ class RunFolder:
             if self.config_file.exists():
                 self._check_same(config)
             else:
+                own = record_of(config.tasks)
+                if own:
+                    write_text(self.own_tasks, own)
                 write_text(self.config_file, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
         except BaseException:
             self.release()
@@ -113,6 +119,9 @@ class RunFolder:
     def _check_same(self, config: Config) -> None:
         there, now = self.read_config().identity(), config.identity()
         changed = [f"{k}={there.get(k)} there, {k}={now.get(k)} now" for k in now if there.get(k) != now.get(k)]
+        for task in read_record(self.own_tasks):
+            other = differences(task, get_task(task.name))
+            changed += [f"task {task.name}: {other}"] if other else []
         if changed:
             raise UserError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}). "
@@ -133,6 +142,7 @@ class RunFolder:
             raise UserError(f"{self.config_file}: damaged ({error})") from None
         if not isinstance(values, dict):
             raise UserError(f"{self.config_file}: damaged (not a mapping of settings)")
+        enter_record(self.own_tasks)  # so that own tasks are known without running the code that registers them
         return make_settings(Config, values, where=str(self.config_file))
 
     def write_status(self, status: Status) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -188,10 +189,12 @@ class OfflineTraining:
         normalised = []
         for name, outcome in summarise(scores).items():
             task = get_task(name)
-            normalised.append(float(outcome[task.metric]) * task.score_scale)
+            normalised.append(task.score(float(outcome[task.metric])))
             assert self._logs is not None
             self._logs.write_eval(self._clock() | {"task": name} | outcome)
-        self._progress.evaluated(statistics.fmean(normalised))
+        scored = [score for score in normalised if math.isfinite(score)]  # own tasks may have no score
+        if scored:
+            self._progress.evaluated(statistics.fmean(scored))
 
     # --- records
 

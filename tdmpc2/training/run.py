@@ -10,6 +10,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.dataset import MANIFEST
 from tdmpc2.data.files import disk_full_is_user_error
 from tdmpc2.errors import require
+from tdmpc2.own_tasks import load_tasks_file
 from tdmpc2.training.distributed import Team, join_team
 from tdmpc2.training.divergence import DivergedError
 from tdmpc2.training.finetune import check_finetuning
@@ -43,6 +44,8 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
             torchrun started besides the first: that one has stopped or failed.
         Exception: whatever else went wrong; the folder's status says what.
     """
+    if config.tasks_file is not None:  # in a process of its own, such as a sweep's, the settings alone have arrived
+        load_tasks_file(config.tasks_file)
     with join_team() as team:
         folder = RunFolder.of(config)
         with disk_full_is_user_error(folder.path, "writing the run's records"):

@@ -8,6 +8,7 @@ import pytest
 from tdmpc2.envs.make import make_env
 from tdmpc2.envs.rendering import import_without_gl, switch_rendering_on
 from tdmpc2.errors import UserError
+from tdmpc2.tasks import TASK_SETS
 
 
 @pytest.fixture
@@ -129,3 +130,30 @@ def test_closing_one_environment_leaves_the_others_renderer_working(opengl):
         first.render()
     np.testing.assert_array_equal(second.reset(seed=5)[0], start)
     second.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASK_SETS["dmcontrol"])
+def test_every_dmcontrol_task_has_pixels_that_show_it_moving(opengl, name):
+    env = make_env(name, seed=1, obs="rgb")
+    frames = [env.reset(seed=1)[0][6:]]
+    frames += [env.step(np.ones(env.action_space.shape))[0][6:] for _ in range(2)]
+    for frame in frames:
+        assert frame.shape == (3, 64, 64)
+        assert frame.dtype == np.uint8
+        assert frame.std() > 5  # not of one colour
+    assert not np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[1], frames[2])
+    env.close()
+
+
+def test_shadows_of_other_simulators_are_drawn_on_a_small_map_and_the_scene_stays_as_it_is(opengl):
+    pytest.importorskip("metaworld")
+    env = make_env("mw-reach", seed=1)
+    before, _ = env.reset(seed=1)
+    picture = env.render()
+    assert picture.shape == (384, 384, 3)
+    assert picture.std() > 5
+    assert env.environment.model.vis.quality.shadowsize == 1024  # MuJoCo's own 4,096 take 64 MB an environment
+    np.testing.assert_array_equal(env.reset(seed=1)[0], before)
+    env.close()

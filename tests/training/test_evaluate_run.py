@@ -18,6 +18,7 @@ from tdmpc2.agent.reference import write_reference
 from tdmpc2.cli import main
 from tdmpc2.config import Config, EvaluateConfig
 from tdmpc2.envs import make
+from tdmpc2.envs.dmcontrol import DMControlEnv
 from tdmpc2.envs.rendering import import_without_gl, switch_rendering_on
 from tdmpc2.errors import UserError
 from tdmpc2.spec import AgentSpec
@@ -129,10 +130,11 @@ def test_the_film_ends_with_the_first_episode_where_others_are_longer(tiny, scri
     pictures = iter(range(100))
     monkeypatch.setattr(ScriptedEnv, "render", lambda self: np.full((16, 16, 3), 2 * next(pictures), np.uint8))
     films = []
-    monkeypatch.setattr("tdmpc2.training.evaluate_run.iio.imwrite", lambda path, frames, **_: films.append(frames))
+    monkeypatch.setattr("tdmpc2.training.evaluate_run.write_film", lambda path, frames, fps: films.append(list(frames)))
     evaluate(folder, video=True)
-    assert films[0].shape == (6, 16, 16, 3)
-    assert films[0][:, 0, 0, 0].tolist() == [2, 4, 6, 8, 10, 12]  # picture 0 tried whether there is rendering at all
+    assert [frame.shape for frame in films[0]] == [(16, 16, 3)] * 6
+    # picture 0 tried whether there is rendering at all
+    assert [int(frame[0, 0, 0]) for frame in films[0]] == [2, 4, 6, 8, 10, 12]
 
 
 def test_where_nothing_can_render_the_error_comes_before_the_planning(run, monkeypatch):
@@ -279,7 +281,6 @@ def test_an_offline_runs_scores_are_added_to_its_folder(files, rows):
         ("ours.pt", {"model_size": 5}, "model_size: .*ours.pt holds an agent of size 1, not 5"),
         ("arm.pt", {}, r"mw-reach cannot be run here: .*; evaluate the others with only=pendulum-spin,cup-spin"),
         ("arm.pt", {"only": "mw-reach"}, r"only: mw-reach cannot be run here: .* `make setup` installs it$"),
-        ("ours.pt", {"video": True, "output": "film.csv"}, "video: films one task, not 2; choose one with only=TASK"),
         ("theirs.pt", {}, "does not name its tasks"),
         ("their.pt", {}, r"checkpoint: no file .*; did you mean .*theirs\.pt\?"),
         ("ours.pt", {"output": "ours.pt"}, "output: ours.pt exists already; name another file"),
@@ -322,3 +323,45 @@ def test_a_checkpoints_film_lies_beside_its_output(files, opengl):
     (row,) = evaluate_file(files / "ours.pt", only="cup-spin", video=True, episodes=1, output=str(files / "a.csv"))
     assert row["video"] == "videos/cup-spin-70.mp4"
     assert iio.imread(files / row["video"]).shape[0] == 20
+
+
+@pytest.fixture
+def flat_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one colour that the task decides, red for the cup."""
+
+    def render(env: DMControlEnv) -> Any:
+        return np.full((64, 64, 3), (200, 0, 0) if env.task.name == "cup-spin" else (0, 0, 200), np.uint8)
+
+    monkeypatch.setattr(DMControlEnv, "render", render)
+
+
+def test_each_task_of_an_agent_gets_a_film_of_its_own(files, flat_pictures, rows):
+    found = evaluate_file(files / "ours.pt", video=True, mpc=False, output=str(files / "a.csv"))
+    assert [row["video"] for row in found] == ["videos/pendulum-spin-70.mp4", "videos/cup-spin-70.mp4"]
+    assert [row["video"] for row in rows(files / "a.csv")] == [row["video"] for row in found]
+    for row, colour in zip(found, ((0, 0, 200), (200, 0, 0)), strict=True):
+        frames = iio.imread(files / row["video"])
+        assert frames.shape == (20, 64, 64, 3)
+        assert np.abs(frames.mean((0, 1, 2)) - colour).max() < 12  # of the task, up to what the encoder changes
+    assert {path.name for path in files.iterdir() if path.suffix not in (".pt", ".csv")} == {"videos"}  # no frames left
+
+
+def test_filming_leaves_the_scores_as_they_are(files, flat_pictures):
+    seen = evaluate_file(files / "ours.pt", video=True, mpc=False, output=str(files / "a.csv"))
+    unseen = evaluate_file(files / "ours.pt", mpc=False)
+    assert [row["return"] for row in seen] == [row["return"] for row in unseen]
+
+
+def test_tasks_that_cannot_be_rendered_are_evaluated_all_the_same_and_named(files, flat_pictures, monkeypatch, capsys):
+    paint = DMControlEnv.render
+
+    def render(env: DMControlEnv) -> Any:
+        if env.task.name == "cup-spin":
+            raise UserError("no Vulkan device")
+        return paint(env)
+
+    monkeypatch.setattr(DMControlEnv, "render", render)
+    found = evaluate_file(files / "ours.pt", video=True, mpc=False, episodes=1, output=str(files / "a.csv"))
+    assert [row["video"] for row in found] == ["videos/pendulum-spin-70.mp4", ""]
+    assert all(np.isfinite(row["return"]) for row in found)
+    assert "not filmed: cup-spin: no Vulkan device" in capsys.readouterr().err
