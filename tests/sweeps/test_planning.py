@@ -62,7 +62,8 @@ def test_tasks_that_cannot_be_run_are_named_with_the_reason(declare: Declare, mo
     monkeypatch.setenv("TDMPC2_MANISKILL_PYTHON", "/no/such/python")
     assert unavailable_tasks(runs) == {
         "mw-reach": "the Python package no_such_simulator is not installed; `make setup` installs it",
-        "pick-cube": "ManiSkill2 is not installed; `make setup-maniskill` installs it",
+        "pick-cube": "ManiSkill2 is not installed where TDMPC2_MANISKILL_PYTHON says, /no/such/python; "
+        "`make setup-maniskill` installs it",
     }
 
 

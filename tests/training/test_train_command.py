@@ -274,8 +274,9 @@ def test_a_missing_wandb_is_told_before_anything_is_made(command, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_whose_simulator_is_not_run_here_says_so(command):
-    assert_refused(*command(task="lift-cube"), "lift-cube", "maniskill")
+def test_a_task_whose_simulator_is_not_here_says_what_installs_it(command, monkeypatch):
+    monkeypatch.setenv("TDMPC2_MANISKILL_PYTHON", "/no/such/python")
+    assert_refused(*command(task="lift-cube"), "lift-cube", "make setup-maniskill")
 
 
 def test_another_fault_fails_the_run_and_keeps_its_own_traceback(stopped, command, monkeypatch):
