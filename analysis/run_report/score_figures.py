@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -34,11 +34,11 @@ def task_scores(last: pd.DataFrame, first: pd.DataFrame) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    mark = {"color": RUN_COLOUR, "marker": "o", "linestyle": "", "markersize": 4}
+    mark: dict[str, Any] = {"color": RUN_COLOUR, "marker": "o", "linestyle": "", "markersize": 4}
     legend: list[Artist] = [
-        Line2D([], [], label="last evaluation", **mark),  # type: ignore[arg-type]  # matplotlib's own names
+        Line2D([], [], label="last evaluation", **mark),
         Line2D([], [], color=RUN_COLOUR, linewidth=0.9, label="\N{PLUS-MINUS SIGN} std of episodes"),
-        Line2D([], [], label="first evaluation", markerfacecolor="none", **mark),  # type: ignore[arg-type]
+        Line2D([], [], label="first evaluation", markerfacecolor="none", **mark),
         Line2D([], [], color=GREY, marker="|", linestyle="", markersize=6, label="random policy"),
     ]
     scores = {name: rows.set_index("task")["score"] for name, rows in (("last", last), ("first", first))}

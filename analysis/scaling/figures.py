@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -168,8 +168,8 @@ def _legend(scalings: Sequence[Scaling], published: bool) -> list[Artist]:
     if any(scaling.fits and len(scaling.resampled.draws) for scaling in scalings):
         entries.append(Patch(color=GREY, alpha=0.25, linewidth=0, label="95% band"))
     if published:
-        edge = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3.8}
-        entries.append(Line2D([], [], linestyle="", marker="D", label="TD-MPC2's paper", **edge))  # type: ignore[arg-type]
+        edge: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3.8}
+        entries.append(Line2D([], [], linestyle="", marker="D", label="TD-MPC2's paper", **edge))
     return entries
 
 

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 
 from tdmpc2 import own_tasks
 from tdmpc2.envs.rendering import switch_rendering_on
-from tdmpc2.envs.simulated import NO_CRITERION, Array, ControlStep, SimulatedEnv
+from tdmpc2.envs.simulated import NO_CRITERION, Array, ControlStep, SimulatedEnv, require_states
 from tdmpc2.errors import UserError
 from tdmpc2.spec import ObsKind
 from tdmpc2.tasks import Task
@@ -29,8 +29,7 @@ def why_unavailable(task: Task) -> str:
 
 def build(task: Task, seed: int, obs: ObsKind) -> GymnasiumEnv:
     """The environment of an own task; see `tdmpc2.envs.make.make_env`."""
-    if obs == "rgb":
-        raise UserError(f"obs=rgb: {task.name} runs from states only; pixels are for DMControl's tasks")
+    require_states(task, obs)
     return GymnasiumEnv(task, own_tasks.build_env(task.name, seed), seed, obs)
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from tdmpc2.envs.maniskill_worker import read_message, write_message
-from tdmpc2.envs.simulated import Array, ControlStep, SimulatedEnv
+from tdmpc2.envs.simulated import Array, ControlStep, SimulatedEnv, require_states
 from tdmpc2.errors import UserError
 from tdmpc2.spec import ObsKind
 from tdmpc2.tasks import Task
@@ -65,8 +65,7 @@ def why_unavailable(task: Task) -> str:
 
 def build(task: Task, seed: int, obs: ObsKind) -> ManiSkillEnv:
     """The environment of a ManiSkill task; see `tdmpc2.envs.make.make_env`."""
-    if obs == "rgb":
-        raise UserError(f"obs=rgb: {task.name} runs from states only; pixels are for DMControl's tasks")
+    require_states(task, obs)
     return ManiSkillEnv(task, _start(task), seed, obs)
 
 

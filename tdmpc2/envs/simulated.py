@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 
+from tdmpc2.errors import require
 from tdmpc2.spec import FRAME_SHAPE, ObsKind
 from tdmpc2.tasks import Task
 
@@ -33,6 +34,15 @@ class ControlStep(NamedTuple):
     """Whether the episode is over since a state was reached that ends it."""
     ended: bool = False
     """Whether the simulator ends the episode for another reason."""
+
+
+def require_states(task: Task, obs: ObsKind) -> None:
+    """Refuse pixels, for simulators that give states alone.
+
+    Raises:
+        UserError: `obs` is rgb.
+    """
+    require(obs == "state", f"obs=rgb: {task.name} runs from states only; pixels are for DMControl's tasks")
 
 
 class SimulatedEnv(gymnasium.Env[Array, Array], ABC):

@@ -186,17 +186,18 @@ def test_tasks_of_two_simulators_step_in_processes_as_in_one_and_are_padded():
             np.testing.assert_array_equal(part, counterpart)
 
 
-def test_a_picture_shows_something_and_the_motion_of_the_arm():
+@pytest.mark.parametrize("name", ["mw-reach", "myo-reach"])
+def test_a_picture_shows_something_and_what_moves_in_it(name):
     import_without_gl()
     try:
         switch_rendering_on()
     except UserError as error:
         pytest.skip(str(error))
-    env = make_env("mw-reach")
+    env = make_env(name)
     env.reset(seed=1)
     first = env.render()
     for _ in range(10):
-        env.step(np.ones(4))
+        env.step(np.ones(env.action_space.shape))
     second = env.render()
     assert first.shape == second.shape == (384, 384, 3)
     assert first.dtype == np.uint8

@@ -10,8 +10,6 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from tdmpc2.envs.make import make_env
-from tdmpc2.envs.rendering import import_without_gl, switch_rendering_on
-from tdmpc2.errors import UserError
 from tdmpc2.tasks import TASK_SETS, TASKS
 
 
@@ -119,25 +117,6 @@ def test_neither_other_environments_nor_numpys_global_stream_have_a_part_in_it()
     observations, rewards = rollout(env, 10, seed=None)
     np.testing.assert_array_equal(observations, alone)
     assert rewards == alone_rewards
-
-
-def test_a_picture_shows_something_and_the_motion_of_the_hand():
-    import_without_gl()
-    try:
-        switch_rendering_on()
-    except UserError as error:
-        pytest.skip(str(error))
-    env = make_env("myo-reach")
-    env.reset(seed=1)
-    first = env.render()
-    for _ in range(10):
-        env.step(np.ones(39))
-    second = env.render()
-    assert first.shape == second.shape == (384, 384, 3)
-    assert first.dtype == np.uint8
-    assert first.std() > 10
-    assert not np.array_equal(first, second)
-    env.close()
 
 
 def test_the_registry_has_a_fixed_and_a_random_variant_of_each_skill():
