@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[1]
 STARTUP_SECONDS = 300
 """How long a kernel may take to answer, on a machine that has much else to do."""
+START_ATTEMPTS = 3
+"""How often a kernel that ends before the first cell is started."""
 _ENGINE = "tdmpc2-report"
 
 
 class NotebookError(Exception):
     """A notebook failed; the message names it, the cell and the error."""
+
+
+class KernelNotStartedError(NotebookError):
+    """A kernel ended before the first cell."""
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error
@@ -52,7 +58,9 @@ class Kernels:
         parameters: dict[str, Any],
         on_cell: Callable[[int, int], None] = lambda done, cells: None,
     ) -> None:
-        """Execute a notebook in the project's folder.
+        """Execute a notebook in the project's folder, see `_execute`; a kernel that does not start is tried again.
+
+        Kernels that start at the same moment may be given the same TCP port, and then one of them ends.
 
         Args:
             notebook: the template.
@@ -64,6 +72,21 @@ class Kernels:
             NotebookError: a cell failed, the kernel died, or it could not be started.
             Interrupted: `stop` was called.
         """
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                return self._execute(notebook, executed, parameters, on_cell)
+            except KernelNotStartedError:
+                if attempt == START_ATTEMPTS:
+                    raise
+
+    def _execute(
+        self,
+        notebook: Path,
+        executed: Path,
+        parameters: dict[str, Any],
+        on_cell: Callable[[int, int], None],
+    ) -> None:
+        """Start a kernel and execute a notebook in it, once."""
         import papermill
         from papermill.engines import papermill_engines
         from papermill.exceptions import PapermillExecutionError
@@ -129,9 +152,10 @@ class Kernels:
                 raise Interrupted from error
             if current is None:
                 message = f"{notebook.name}: no kernel could be started ({error})"
-            else:
-                cell = _describe_cell(notebook, current, manager.nb.cells[current].source)
-                message = f"{notebook.name}: the kernel died in {cell}; perhaps it ran out of memory"
+                _write_with_error(manager.nb, executed, message)
+                raise KernelNotStartedError(message) from error
+            cell = _describe_cell(notebook, current, manager.nb.cells[current].source)
+            message = f"{notebook.name}: the kernel died in {cell}; perhaps it ran out of memory"
             _write_with_error(manager.nb, executed, message)
             raise NotebookError(message) from error
         finally:

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-from analysis import report
+from analysis import execution, report
 from analysis.report import ONE_RUN, Inputs, default_jobs, main, make_report
 from analysis.report_folder import Part, Record, publish, read_record, staging_folder
 from tdmpc2.errors import UserError
@@ -406,3 +406,22 @@ def test_templates_have_the_common_parameters_and_no_outputs(path):
     common = {"tasks": "all", "seeds": None, "reference": None, "results": ["results/quickstart"]}
     assert given | common | {"output": "results/quickstart/reports"} == given
     assert ("run" in given) == (path.stem == ONE_RUN)
+
+
+def test_a_kernel_that_does_not_start_is_tried_again(sweep, template, monkeypatch):
+    template("scaling")
+    starts = []
+
+    def first_ones_end(kernels, *arguments):
+        starts.append(arguments)
+        if len(starts) < 3:
+            raise execution.KernelNotStartedError("Address already in use")
+        return once(kernels, *arguments)
+
+    once = execution.Kernels._execute
+    monkeypatch.setattr(execution.Kernels, "_execute", first_ones_end)
+    assert main([str(sweep)]) == 0
+    assert len(starts) == 3
+    monkeypatch.setattr(execution, "START_ATTEMPTS", 2)
+    starts.clear()
+    assert main([str(sweep)]) == 1
