@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from analysis import style
 from analysis.layout import add_legend, legend_height
+from analysis.style import SUITE_NAMES
 from analysis.tables import counted
 from tdmpc2.data.dataset import Dataset
 from tdmpc2.data.summary import episode_returns
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
 
 Returns = NDArray[np.float64]
 
-SUITE_NAMES = {
-    "dmcontrol": "DMControl",
-    "metaworld": "Meta-World",
-    "maniskill": "ManiSkill2",
-    "myosuite": "MyoSuite",
-    "own": "Own tasks",
-}
 SPREAD_TITLE = "Distribution of episode returns"
 ORDER_TITLE = "Return over the episodes, in order"
 RETURN_LABEL = "Episode return"

@@ -254,7 +254,7 @@ def _contents_table(dataset: Dataset) -> Table:
 
     table = Table(box=None, pad_edge=False)
     for column, justify in (("id", "right"), ("task", "left"), ("seeds", "left")):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # one of rich's words
     for column in ("stores", "episodes", "transitions"):
         table.add_column(column, justify="right")
     for task in dataset.tasks:
@@ -374,7 +374,8 @@ class ImportProgress:
         line = f"chunk {chunk + 1} of {chunks}"
         completed = chunk + episodes_done / max(episodes, 1)
         if self._task is None:  # what an earlier call has read does not count as this one's speed
-            self._task = self._bar.add_task(line, total=chunks, completed=completed)  # type: ignore[arg-type]
+            begun: Any = completed  # rich takes parts of a step too, though its types say whole numbers
+            self._task = self._bar.add_task(line, total=chunks, completed=begun)
         self._bar.update(self._task, description=line, completed=completed)
         if not self._console.is_terminal and line != self._line:
             self._console.print(line)

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.embeddings.claim import CLASSES, MIN_PAIRS, WITHIN, Claim
-from analysis.embeddings.figures import SUITE_NAMES
 from analysis.embeddings.mantel import MIN_TASKS
 from analysis.embeddings.structure import agent_name
+from analysis.style import SUITE_NAMES
 from analysis.tables import counted
 from analysis.task_vectors import TaskEmbeddings
 from analysis.words import MISSING, with_interval

@@ -15,6 +15,7 @@ from analysis import style
 from analysis.embeddings.claim import CLASSES, Claim
 from analysis.embeddings.structure import leaf_order
 from analysis.layout import add_legend, legend_height
+from analysis.style import SUITE_NAMES
 from analysis.tables import counted
 from tdmpc2.tasks import TASKS
 
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
 
 Array = NDArray[np.float64]
-SUITE_NAMES = {
-    "dmcontrol": "DMControl",
-    "metaworld": "Meta-World",
-    "maniskill": "ManiSkill2",
-    "myosuite": "MyoSuite",
-    "own": "Own tasks",
-}
 SIMILARITY = "Cosine similarity"
 # Okabe and Ito's palette without its pale yellow, and a brown; grey stands for all others.
 _BODY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6B4E16", "#882255")

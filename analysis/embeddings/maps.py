@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import style
-from analysis.embeddings.figures import SUITE_NAMES, body_colours, suites_of
+from analysis.embeddings.figures import body_colours, suites_of
 from analysis.layout import add_legend, legend_height
+from analysis.style import SUITE_NAMES
 from tdmpc2.tasks import TASKS
 
 if TYPE_CHECKING:
