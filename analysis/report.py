@@ -28,6 +28,7 @@ from analysis.index import Chapter, index_body, read_headline
 from analysis.page import INDEX, images, notebook_body, page, with_navigation
 from analysis.progress import Progress
 from analysis.report_folder import RECORD, Part, Record, publish, read_record, staging_folder
+from analysis.sources import changed_sources, read_sources
 from analysis.study import Study, load_study
 from analysis.words import duration, listed
 from tdmpc2.errors import UserError, require, unknown_name
@@ -128,6 +129,7 @@ def make_report(
     with staging_folder(output) as staging:
         older = read_record(output)
         kept = _kept(older, output, inputs, [n.stem for n in notebooks if n not in chosen], bool(only))
+        sources = read_sources(study, output)
         parts = _execute(chosen, inputs, run, staging, output, jobs or default_jobs(len(chosen)), older.parts)
         failed = tuple(output / f"{name}.failed.ipynb" for name, part in parts.items() if part.state == "failed")
         if len(failed) == len(parts) and any(part.state == "done" for part in older.parts.values()):
@@ -139,6 +141,9 @@ def make_report(
             return Report(output / INDEX, failed)
         parts |= kept | {name: Part("skipped", message=reason) for name, reason in skipped.items()}
         record = Record(inputs.parameters(), {n.stem: parts[n.stem] for n in notebooks if n.stem in parts})
+        changed = changed_sources(sources, read_sources(study, output))
+        ours = {**sources, "parts": [name for name in record.parts if name not in kept], "changed": changed}
+        record = dataclasses.replace(record, sources=(ours, *_sources_of(kept, older)))
         complete = _assemble(staging, output, study, record, set(kept))
         publish(staging / RECORD.removesuffix(".json"), output, complete, older)
     without = f", without {listed([path.name.removesuffix('.failed.ipynb') for path in failed])}" if failed else ""
@@ -171,6 +176,12 @@ def _kept(older: Record, output: Path, inputs: Inputs, others: Sequence[str], pa
         _say(f"the older pages were made from other inputs and go: {', '.join(made)}")
         return {}
     return made
+
+
+def _sources_of(names: Mapping[str, Part], older: Record) -> list[dict[str, Any]]:
+    """What the pages that stay were made from."""
+    kept = [{**source, "parts": [part for part in source["parts"] if part in names]} for source in older.sources]
+    return [source for source in kept if source["parts"]]
 
 
 def _execute(

@@ -9,12 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from analysis.page import INDEX
 from tdmpc2.errors import UserError
+from tdmpc2.training.provenance import file_hash
 
 RECORD = "report.json"
 _STAGING = ".making-"
@@ -46,6 +47,11 @@ class Record:
     """By notebook, in the order of the index page."""
     files: tuple[str, ...] = ()
     """What belongs to no notebook, relative to the folder."""
+    sources: tuple[Mapping[str, Any], ...] = ()
+    """What its notebooks were made from, see `sources.read_sources`, each with `parts`, the notebooks, and `changed`,
+    the runs that went on meanwhile. Several where some pages stayed from an older report."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of each file; `publish` adds them."""
 
     def all_files(self) -> set[str]:
         """Every file that the report wrote."""
@@ -60,7 +66,9 @@ def read_record(folder: Path) -> Record:
             str(name): Part(**{**part, "files": tuple(map(str, part["files"]))})
             for name, part in content["parts"].items()
         }
-        return Record(dict(content["inputs"]), parts, tuple(map(str, content["files"])))
+        sources = tuple(dict(source) for source in content.get("sources", ()))
+        hashes = {str(name): str(value) for name, value in content.get("hashes", {}).items()}
+        return Record(dict(content["inputs"]), parts, tuple(map(str, content["files"])), sources, hashes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Record()  # none, or another version's: its files then count as not ours
 
@@ -119,11 +127,17 @@ def publish(staging: Path, folder: Path, record: Record, older: Record) -> None:
             path.unlink(missing_ok=True)
             if path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path.parent.rmdir()
-    _write_record(folder, record)
+    written = {path.relative_to(staging).as_posix() for path in files}
+    kept = {name: value for name, value in older.hashes.items() if name not in written}
+    there = (name for name in sorted(record.all_files()) if (folder / name).is_file())
+    hashes = {name: kept.get(name) or file_hash(folder / name) for name in there}
+    _write_record(folder, replace(record, hashes=hashes))
 
 
 def _write_record(folder: Path, record: Record) -> None:
     temporary = folder / f".{RECORD}.tmp"
-    content = {"inputs": record.inputs, "parts": {name: asdict(part) for name, part in record.parts.items()}}
-    temporary.write_text(json.dumps({**content, "files": record.files}, indent=1) + "\n", encoding="utf-8")
+    parts = {name: asdict(part) for name, part in record.parts.items()}
+    content: dict[str, Any] = {"inputs": record.inputs, "parts": parts, "files": record.files}
+    content |= {"sources": record.sources, "hashes": record.hashes}
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / RECORD)
