@@ -8,12 +8,16 @@ RESULTS ?= results
 # Published curves to overlay: a folder, `none`, or those that `tdmpc2 reference import` put where they are looked for.
 REFERENCE ?= $(wildcard $(RESULTS)/reference/curves)
 RUN ?=
+# A Ray cluster to run on (docs/cluster.md), and where results go if its machines share no disk (docs/storage.md).
+ADDRESS ?=
+STORAGE ?=
 ARGS ?=
 
 # The report of the sweeps named, or, with SWEEP= and a REFERENCE, of the published curves alone.
 CURVES = $(filter-out none,$(REFERENCE))
 REPORT = $(if $(CURVES),echo "published curves: $(CURVES) (REFERENCE=none leaves them out)" >&2;) \
 	$(BIN)/python -m analysis.report $(addprefix $(RESULTS)/,$(SWEEP)) $(if $(CURVES),--reference $(CURVES))
+PLACE = $(if $(ADDRESS),--address $(ADDRESS)) $(if $(STORAGE),--storage $(STORAGE))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-maniskill sweep plan status report lab test test-slow lint bench clean
@@ -42,7 +46,7 @@ setup-maniskill: setup ## Install ManiSkill2 beside it, in an environment of its
 	@$(BIN)/tdmpc2 tasks maniskill --check
 
 sweep: setup ## Run a sweep to its report (resumes where it stopped)
-	@failed=0; $(BIN)/tdmpc2 sweep run $(SWEEP) --results $(RESULTS) $(ARGS) || failed=$$?; \
+	@failed=0; $(BIN)/tdmpc2 sweep run $(SWEEP) --results $(RESULTS) $(PLACE) $(ARGS) || failed=$$?; \
 	if [ $$failed -le 1 ]; then \
 	  $(REPORT) || exit $$?; \
 	fi; exit $$failed

@@ -31,6 +31,7 @@ from measurements import Measurement, measure, measure_in_turns, product_rate, r
 from offline_speed import measure_multitask_evaluation, measure_offline
 from rich.console import Console
 from rich.table import Table
+from sweep_speed import measure_sweeps
 
 import tdmpc2
 from tdmpc2 import TDMPC2, Config
@@ -44,7 +45,7 @@ from tdmpc2.training.runtime import available_cores, describe_hardware, prepare_
 TASK = "walker-walk"
 REPLAY_ROWS = 1_000_000
 BATCH, HORIZON = 256, 3
-PARTS = ("agent", "online", "offline", "start", "evaluation", "environments", "replay", "analysis")
+PARTS = ("agent", "online", "offline", "start", "evaluation", "environments", "replay", "analysis", "sweeps")
 """What can be measured apart."""
 
 
@@ -217,6 +218,9 @@ def main() -> None:
     if "analysis" in options.only:
         console.print("measuring the analysis ...")
         results += measure_analysis(options.seconds, options.reference)
+    if "sweeps" in options.only:
+        console.print("measuring a sweep of 10,000 simulated runs ...")
+        results += measure_sweeps()
 
     hardware, when = describe_hardware(device), time.strftime("%Y-%m-%d-%H%M%S")
     show(results, f"{hardware}; {execution}; torch {torch.__version__}; commit {commit()}", console)

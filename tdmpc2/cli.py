@@ -220,16 +220,16 @@ def _info(options: argparse.Namespace) -> int:
 
 def _export_reference(options: argparse.Namespace) -> int:
     config = parse_settings(ExportConfig, options.settings)
-    from tdmpc2.agent import checkpoints
     from tdmpc2.agent.agent import TDMPC2
     from tdmpc2.agent.reference import write_reference
+    from tdmpc2.training.checkpointing import read_undamaged
     from tdmpc2.training.folder import RunFolder
 
     if Path(config.output).exists():
         raise UserError(f"output: {config.output} exists already; name another file")
     folder = RunFolder(config.run)
     folder.read_config()  # says so where it is no run's folder
-    state = checkpoints.read(folder.checkpoint)
+    state = read_undamaged(folder.checkpoint)
     if "agent" not in state:
         raise UserError(f"{folder.checkpoint}: not a run's checkpoint")
     # Whatever device the run was on: nothing is computed here.

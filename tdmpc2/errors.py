@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input: a wrong name, value, file or state of the disk. The command line prints it and exits with 2."""
 
 
+class RunBusyError(UserError):
+    """Another process is working on the run: wait for it, and try again."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that looks most like `name`, or None where nothing comes close."""
     lowered = {candidate.lower(): candidate for candidate in valid}

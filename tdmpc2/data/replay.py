@@ -9,12 +9,15 @@ Exact resume. A checkpoint keeps `state()`; after a kill `restore(state)` trunca
 deterministic run then writes the same rows to the same places again. What was sampled from then on is sampled again,
 because of this invariant:
 
-    No row is overwritten that a checkpoint on disk can still sample. If the oldest episode that the last checkpoint's
-    state can sample begins at row F, then every row ever written has a number below F + capacity + slack.
+    No row is overwritten that any checkpoint on disk can still sample. If the oldest episode that the oldest of these
+    checkpoints' states can sample begins at row F, then every row ever written has a number below F + capacity + slack.
 
-`add` refuses what would break it. A full store's checkpoint can sample back to F >= end - capacity, hence at least
-`slack` rows may be written between two checkpoints; `room` says how many are left. F moves on only in
-`mark_checkpoint`, which is to be called once the checkpoint is durable: until then a kill goes back to the one before.
+A run keeps two checkpoints, and goes back to the older one where the newer cannot be read. `add` refuses what would
+break the invariant. A full store's checkpoint can sample back to F >= end - capacity, hence at least `slack` rows may
+be written after the oldest checkpoint on disk; `room` says how many are left. F moves on only in `mark_checkpoint`,
+which is to be called once a new checkpoint is durable, with the state of the one that is the oldest from then on: until
+then a kill may go back to the one that was. A resumed store must protect the same rows, so a checkpoint also keeps the
+state of the one before it, for `restore`.
 The oldest row sampled at present is never older than F, so an episode that is cut off while being written (a kill, a
 full disk) damages nothing either: it counts from the moment on at which all its rows and then its record are written.
 
@@ -101,7 +104,8 @@ class Replay(Closing):
             obs_dtype: float32 or uint8, as a name or a dtype of torch or NumPy.
             action_dim: length of an action.
             capacity: newest rows that are sampled (an episode of T agent steps has T+1).
-            slack: rows that can be written between two checkpoints, at the least; no less than an episode's.
+            slack: rows that can be written after the oldest checkpoint on disk, at the least; no less than those of an
+                episode.
             frame_stack: frames stacked along an observation's first axis, oldest first, an episode's first one
                 repeated before it. Each is stored once.
             horizon: agent steps of the sequences that this instance samples; not a property of the files.
@@ -188,7 +192,7 @@ class Replay(Closing):
         require(rows <= capacity, f"replay of {task}: an episode of {rows:,} rows, but the capacity is {capacity:,}")
         if rows > self.room:
             raise RuntimeError(
-                f"replay of {task}: {rows:,} rows would overwrite some that the last checkpoint can sample. There is "
+                f"replay of {task}: {rows:,} rows would overwrite some that a checkpoint can sample. There is "
                 f"room for {self.room:,}: checkpoint before, or create the store with more slack ({self.layout.slack})"
             )
         writing = f"writing {rows * self.layout.row_bytes:,} bytes of replay"
@@ -338,20 +342,21 @@ class Replay(Closing):
             self._rows.sync()
             self._episodes.sync()
 
-    def mark_checkpoint(self, state: Mapping[str, int] | None = None) -> None:
-        """Say that a checkpoint is on disk for good, so that rows only older ones could sample may be overwritten.
+    def mark_checkpoint(self, oldest: Mapping[str, int] | None = None) -> None:
+        """Say which is the oldest checkpoint on disk, for good: rows that only older ones sample may be overwritten.
 
         Args:
-            state: the state that it holds; the present one if left out.
+            oldest: the state that it holds; by default the present one, where the newest is the only one.
         """
-        count = self._episodes.count if state is None else state["episodes"]
+        count = self._episodes.count if oldest is None else oldest["episodes"]
         self._protected_row = self._episodes.first_row(self._episodes.oldest_at(count))
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, int], oldest: Mapping[str, int] | None = None) -> None:
         """Go back to a checkpoint's state: episodes logged since are forgotten, on disk too.
 
         Args:
             state: what `state` gave, or `EMPTY_STATE`.
+            oldest: the state of an older checkpoint that stays on disk; by default there is none.
 
         Raises:
             UserError: the store does not hold the state's episodes (any more).
@@ -373,7 +378,7 @@ class Replay(Closing):
         with self._lock:
             self._episodes.truncate(count)
             self.changes += 1
-        self.mark_checkpoint()
+        self.mark_checkpoint(oldest)
 
     def close(self) -> None:
         """Close the files. The store cannot be used any more."""

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdmpc2.config import make_settings
 from tdmpc2.errors import UserError, require, unknown_name
+from tdmpc2.sweeps import record_commands, serve
+from tdmpc2.sweeps import storage as stored
 
 if TYPE_CHECKING:
     from tdmpc2.sweeps.declaration import Declaration
     from tdmpc2.sweeps.execution import SweepExecution
-    from tdmpc2.sweeps.executors import Executor, Outcome
+    from tdmpc2.sweeps.executors import Executor, Outcome, TrainFunction
     from tdmpc2.sweeps.folder import SweepFolder
     from tdmpc2.sweeps.planning import PlannedRun
-    from tdmpc2.sweeps.progress import RunView
+    from tdmpc2.sweeps.storage import SweepStorage
     from tdmpc2.training.runtime import StopRequest
 
 CLAIM_SECONDS = 15.0
 """How long a run's folder may still be held by the process of an earlier driver that was killed."""
 WATCH_SECONDS = 2.0
+"""Seconds between two looks of `status --watch`, at the least."""
+WATCH_SHARE = 0.1
+"""Share of a core that `status --watch` may take: of a large sweep it looks less often."""
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `sweep` to a command line; each verb's `run_command` takes the parsed options and returns the exit code."""
-    sweep = subparsers.add_parser("sweep", help="many runs: list, plan, run, status, retry")
+    sweep = subparsers.add_parser("sweep", help="many runs: plan, run, status, retry, serve, verify, archive and more")
     verbs = sweep.add_subparsers(dest="sweep_verb", required=True, metavar="VERB")
 
     def add(verb: str, run_command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -47,7 +54,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     run = add("run", run_sweep, "execute a sweep: finished runs are skipped, unfinished ones resumed")
     retry = add("retry", retry_sweep, "execute the failed runs of a sweep again")
     status = add("status", show_status, "show how far a sweep's runs have come")
-    for parser in (plan, run, retry, status):
+    page = add("serve", serve.show_page, "show a sweep as a web page, on this machine alone")
+    serve.add_options(page)
+    record_commands.add_verbs(add)
+    stored.add_fetch(add("fetch", stored.fetch_sweep, "bring a sweep here from object storage"))
+    for parser in (run, retry, status):
+        stored.add_storage_option(parser)
+    for parser in (plan, run, retry, status, page):
         parser.add_argument("name", metavar="NAME", help="a declared sweep, or the path of a YAML file")
     for parser in (run, retry):
         parser.add_argument("--executor", choices=("ray", "serial"), default="ray", help="who executes the runs")
@@ -113,6 +126,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     from tdmpc2.sweeps.checks import unavailable_tasks, why_not_runnable
 
     declaration, runs = _load(args)
+    storage = stored.storage_of(args, declaration.name)
+    runs = runs if storage is None else storage.prepare(runs)
     unavailable = unavailable_tasks(runs)
     not_runnable = why_not_runnable(runs, unavailable)
     chosen = [run for run in runs if run.name not in not_runnable]
@@ -127,7 +142,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         for run in runs:
             if run.name in not_runnable and run.config.task not in unavailable:
                 print(f"  {run.name}: {not_runnable[run.name]}")
-    return _execute(args, declaration, runs, chosen)
+    return _execute(args, declaration, runs, chosen, storage)
 
 
 def retry_sweep(args: argparse.Namespace) -> int:
@@ -135,13 +150,15 @@ def retry_sweep(args: argparse.Namespace) -> int:
     from tdmpc2.sweeps.progress import view_run
 
     declaration, runs = _load(args)
+    storage = stored.storage_of(args, declaration.name)
+    runs = runs if storage is None else storage.prepare(runs)
     failures = _folder(args, declaration.name).read_failures()
     views = {run.name: view_run(run.folder, run.entry, failure=failures.get(run.name)) for run in runs}
     chosen = [run for run in runs if views[run.name].state in ("failed", "killed")]
     if not chosen:
         print(f"{declaration.name}: no run has failed")
         return 0
-    return _execute(args, declaration, runs, chosen)
+    return _execute(args, declaration, runs, chosen, storage)
 
 
 def show_status(args: argparse.Namespace) -> int:
@@ -152,6 +169,9 @@ def show_status(args: argparse.Namespace) -> int:
     from tdmpc2.sweeps.tables import make_console, status_table
 
     folder = _folder(args, Path(args.name).stem if args.name.endswith((".yaml", ".yml")) else args.name)
+    storage = stored.storage_of(args, folder.name)
+    if storage is not None:
+        storage.refresh()
     if not folder.plan_file.exists() and not folder.run_names():
         from tdmpc2.sweeps.declaration import find_declaration
 
@@ -166,13 +186,15 @@ def show_status(args: argparse.Namespace) -> int:
         console.print(status_table(view_sweep(folder), args.all))
         return 0
     try:
-        with Live(console=console, auto_refresh=False) as live:
+        pulling = nullcontext() if storage is None else storage.pulling()
+        with pulling, Live(console=console, auto_refresh=False) as live:
             while True:
+                start = time.process_time()
                 views = view_sweep(folder)
-                live.update(status_table(views, args.all), refresh=True)
+                live.update(status_table(views, args.all, console.height), refresh=True)
                 if all(view.state == "done" for view in views):
                     return 0
-                time.sleep(WATCH_SECONDS)
+                time.sleep(max(WATCH_SECONDS, (time.process_time() - start) / WATCH_SHARE))
     except KeyboardInterrupt:
         return 0
 
@@ -206,7 +228,11 @@ def _load(args: argparse.Namespace) -> tuple[Declaration, tuple[PlannedRun, ...]
 
 
 def _execute(
-    args: argparse.Namespace, declaration: Declaration, runs: Sequence[PlannedRun], chosen: Sequence[PlannedRun]
+    args: argparse.Namespace,
+    declaration: Declaration,
+    runs: Sequence[PlannedRun],
+    chosen: Sequence[PlannedRun],
+    storage: SweepStorage | None = None,
 ) -> int:
     """Execute the chosen ones of a sweep's runs, after everything that can be checked has been."""
     from tdmpc2.sweeps.checks import check_datasets, check_settings
@@ -214,8 +240,9 @@ def _execute(
     from tdmpc2.sweeps.execution import SweepExecution
     from tdmpc2.sweeps.progress import view_run
     from tdmpc2.sweeps.tables import cost_lines
-    from tdmpc2.training.runtime import StopRequest, stop_on_signals
+    from tdmpc2.training.runtime import SWEEP_COMMAND, StopRequest, stop_on_signals
 
+    os.environ[SWEEP_COMMAND] = shlex.join(sys.orig_argv)
     require(args.retries >= 0, f"--retries: must not be negative (given: {args.retries})")
     require(args.executor == "ray" or args.address is None, "--address: only with --executor ray")
     folder = _folder(args, declaration.name)
@@ -230,7 +257,7 @@ def _execute(
         views = [view_run(run.folder, run.entry) for run in chosen]
         print("\n".join(cost_lines(views, speed_elsewhere(chosen, args.results))), flush=True)
         stop = StopRequest()
-        executor = _make_executor(args, stop)
+        executor = _make_executor(args, stop, *([] if storage is None else [storage.training]))
         try:
             if unfinished:
                 _wait_for_claims(unfinished)
@@ -238,7 +265,8 @@ def _execute(
                     notices = executor.check(unfinished)
                 print("".join(f"{notice}\n" for notice in notices), end="", flush=True)
             folder.write_plan([run.entry for run in runs], declaration.text)
-            with stop_on_signals(stop):  # anew: starting Ray replaces what listens for SIGTERM
+            driving = nullcontext() if storage is None else storage.driving()
+            with driving, stop_on_signals(stop):  # anew: starting Ray replaces what listens for SIGTERM
                 execution = SweepExecution(folder, unfinished, executor, stop, args.retries)
                 outcomes = _watch(execution, chosen, args.executor)
         except KeyboardInterrupt:
@@ -265,34 +293,42 @@ def _wait_for_claims(runs: Sequence[PlannedRun]) -> None:
         time.sleep(0.5)
 
 
-def _make_executor(args: argparse.Namespace, stop: StopRequest) -> Executor:
-    if args.executor == "serial":
-        from tdmpc2.sweeps.executors import SerialExecutor
+def _make_executor(args: argparse.Namespace, stop: StopRequest, train: TrainFunction | None = None) -> Executor:
+    from tdmpc2.sweeps.executors import SerialExecutor, train_run
 
-        return SerialExecutor(stop)
+    if args.executor == "serial":
+        return SerialExecutor(stop, train if train is not None else train_run)
     from tdmpc2.sweeps.ray_executor import RayExecutor
 
-    return RayExecutor(args.address)
+    if train is None:
+        return RayExecutor(args.address)
+    return RayExecutor(args.address, train, shared=False)  # it brings the runs' files there and back
 
 
 def _watch(execution: SweepExecution, chosen: Sequence[PlannedRun], executor: str) -> dict[str, Outcome]:
     """Execute, showing how it goes."""
     from tdmpc2.sweeps.progress import view_run
-    from tdmpc2.sweeps.tables import SweepDisplay, make_console
+    from tdmpc2.sweeps.tables import MOST_ROWS, SweepDisplay, make_console
 
-    order = [run.name for run in chosen]
-    open_names = {run.name for run in execution.runs}
-    views: dict[str, RunView] = {run.name: view_run(run.folder, run.entry) for run in chosen}
+    executed = {run.name for run in execution.runs}
+    few = len(chosen) <= MOST_ROWS  # each has a row, which says what it waits for
+    first_look = True
     # In the serial executor the run under way shows its own progress; a live table would be drawn over it.
     console = make_console()
     with SweepDisplay(console, live=console.is_terminal and executor != "serial") as display:
 
         def watch() -> None:
-            for name in sorted(open_names):
-                views[name] = execution.view(name)
-                if execution.attempts[name].outcome is not None:
-                    open_names.remove(name)
-            display.show([views[name] for name in order], time.monotonic())
+            nonlocal first_look
+            names = execution.news()
+            if first_look:
+                views = [
+                    execution.view(run.name) if run.name in executed else view_run(run.folder, run.entry)
+                    for run in chosen
+                ]
+            else:
+                views = [execution.view(name) for name in (executed if few else names)]
+            first_look = False
+            display.show(views, time.monotonic())
 
         return execution.execute(watch)
 

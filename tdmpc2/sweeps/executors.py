@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tdmpc2.config import Config
-from tdmpc2.errors import UserError
+from tdmpc2.errors import RunBusyError, UserError
 from tdmpc2.sweeps.planning import PlannedRun
 
 if TYPE_CHECKING:
     from tdmpc2.training.runtime import StopRequest
 
-End = Literal["done", "stopped", "refused", "failed", "killed", "unmet"]
+End = Literal["done", "stopped", "refused", "failed", "killed", "outgrown", "deferred", "unmet"]
 """How an attempt at a run ended: `stopped` on request, `refused` with a UserError, `failed` with another exception,
-`killed` with its process; or `unmet`, not begun, because a run that it needs was given up."""
+`killed` with its process, `outgrown` where that was for its memory and the next attempt is given more. Or not begun:
+`deferred`, because another process is on the run or its machine is unfit, or `unmet`, because a run that it needs was
+given up."""
+BUSY_SECONDS = 30.0
+"""How long an attempt waits for another process to leave the run's folder: the file server may not have noticed yet
+that a machine is gone, and a process cut off from its driver takes a while to end."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,12 @@ def attempt_run(train: TrainFunction, run: PlannedRun, show_progress: bool, stop
         _append(
             log, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} started on {socket.gethostname()}, process {os.getpid()}"
         )
-        train(run.config, show_progress=show_progress, stop=stop)
+        _train_when_free(train, run, show_progress, stop)
     except Stopped:
         return Outcome(run.name, "stopped", "stopped on request")
+    except RunBusyError as error:
+        _append(log, f"deferred: {error}")
+        return Outcome(run.name, "deferred", f"waits: {error}")
     except UserError as error:
         _append(log, f"refused: {error}")
         return Outcome(run.name, "refused", str(error))
@@ -108,6 +116,20 @@ def attempt_run(train: TrainFunction, run: PlannedRun, show_progress: bool, stop
         _append(log, traceback.format_exc())
         return Outcome(run.name, "failed", f"{type(error).__name__}: {error}")
     return Outcome(run.name, "done")
+
+
+def _train_when_free(train: TrainFunction, run: PlannedRun, show_progress: bool, stop: StopRequest) -> None:
+    """Train as soon as no other process is on the run; raises RunBusyError where one stays for `BUSY_SECONDS`."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            train(run.config, show_progress=show_progress, stop=stop)
+            return
+        except RunBusyError:
+            if time.monotonic() > deadline:
+                raise
+        stop.check()
+        time.sleep(1.0)
 
 
 def _append(log: Path, text: str) -> None:
@@ -118,15 +140,34 @@ def _append(log: Path, text: str) -> None:
         return
 
 
-def take_next(queue: deque[PlannedRun]) -> PlannedRun:
-    """Take the run that is to start next off a queue that is not empty; see `Executor.submit`."""
-    run = next((run for run in queue if run.needs), queue[0])
-    queue.remove(run)
-    return run
+class Backlog:
+    """Runs that have been submitted and not begun; see `Executor.submit` for who goes first."""
+
+    def __init__(self) -> None:
+        self._chained: deque[PlannedRun] = deque()
+        self._others: deque[PlannedRun] = deque()
+
+    def __len__(self) -> int:
+        return len(self._chained) + len(self._others)
+
+    def append(self, run: PlannedRun) -> None:
+        """Take on a run."""
+        (self._chained if run.needs else self._others).append(run)
+
+    def take(self) -> PlannedRun:
+        """Take off the run that is to start next; there must be one."""
+        return (self._chained or self._others).popleft()
+
+    def clear(self) -> list[PlannedRun]:
+        """Take off all."""
+        runs = [*self._chained, *self._others]
+        self._chained.clear()
+        self._others.clear()
+        return runs
 
 
 class SerialExecutor:
-    """Executes runs in this process, one after another, in the order of `take_next`.
+    """Executes runs in this process, one after another, in the order of `Backlog`.
 
     Args:
         stop: set when the sweep is to stop.
@@ -136,7 +177,7 @@ class SerialExecutor:
 
     def __init__(self, stop: StopRequest, train: TrainFunction = train_run, show_progress: bool = True) -> None:
         self._stop, self._train, self._show_progress = stop, train, show_progress
-        self._queue: deque[PlannedRun] = deque()
+        self._queue = Backlog()
 
     def check(self, runs: Sequence[PlannedRun]) -> list[str]:
         """See `Executor`; threads are only threads here, so nothing is refused."""
@@ -149,12 +190,10 @@ class SerialExecutor:
     def wait(self, timeout: float) -> list[Outcome]:
         """See `Executor`: executes the next run."""
         if self._stop.requested:
-            unbegun = [Outcome(run.name, "stopped", "not begun") for run in self._queue]
-            self._queue.clear()
-            return unbegun
+            return [Outcome(run.name, "stopped", "not begun") for run in self._queue.clear()]
         if not self._queue:
             return []
-        return [attempt_run(self._train, take_next(self._queue), self._show_progress, self._stop)]
+        return [attempt_run(self._train, self._queue.take(), self._show_progress, self._stop)]
 
     def stop(self) -> None:
         """See `Executor`: the run under way heeds the request that it was given; the others never begin."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Literal
 
 from tdmpc2.errors import UserError
 from tdmpc2.sweeps.folder import PlanEntry, SweepFolder
 from tdmpc2.training.folder import RunFolder, Status
+from tdmpc2.training.stored_copy import leased_elsewhere
 
 RunState = Literal["waiting", "running", "killed", "interrupted", "failed", "done"]
 """`killed`: its status says running, but no process is on it."""
@@ -82,7 +84,8 @@ def describe_run(
 def view_run(folder: RunFolder, entry: PlanEntry, planned: bool = True, failure: str | None = None) -> RunView:
     """One run as its folder, which need not exist, tells; the rest as in `describe_run`."""
     status = folder.read_status()
-    alive = (status is None or status.state == "running") and folder.is_claimed()
+    running = status is None or status.state == "running"
+    alive = running and (folder.is_claimed() or leased_elsewhere(folder, time.time()))
     return describe_run(entry, status, alive, planned, failure)
 
 
@@ -94,9 +97,16 @@ def view_sweep(folder: SweepFolder) -> list[RunView]:
     """
     failures = folder.read_failures()
     entries = folder.read_plan()
-    views = [view_run(folder.run(entry.name), entry, failure=failures.get(entry.name)) for entry in entries]
+    there = dict.fromkeys(folder.run_names())
+    views = []
+    for entry in entries:
+        failure = failures.get(entry.name)
+        if entry.name in there:
+            views.append(view_run(folder.run(entry.name), entry, failure=failure))
+        else:  # spares a look for the files of each of the many that have not begun
+            views.append(describe_run(entry, None, alive=False, failure=failure))
     planned = {entry.name for entry in entries}
-    for name in folder.run_names():
+    for name in there:
         if name not in planned:
             run = folder.run(name)
             views.append(view_run(run, _entry_of(run, name), planned=False, failure=failures.get(name)))

@@ -322,7 +322,7 @@ def _checkpoints(runs: Sequence[_Run], left_out: frozenset[str]) -> Check:
 
     wrong, found = [], 0
     for run in runs:
-        paths = sorted(run.folder.checkpoint.parent.glob("[!.]*.pt"))
+        paths = [path for path in (run.folder.checkpoint, run.folder.previous_checkpoint) if path.exists()]
         if run.done and run.folder.checkpoint not in paths and "checkpoint" not in left_out:
             wrong.append(f"{run.folder.checkpoint}: missing")
         for path in paths:

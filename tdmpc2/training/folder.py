@@ -7,13 +7,14 @@ import fcntl
 import json
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import yaml
 
 from tdmpc2.config import Config, make_settings
-from tdmpc2.errors import UserError
+from tdmpc2.errors import RunBusyError, UserError
 from tdmpc2.own_tasks import RECORD, differences, enter_record, read_record, record_of
 from tdmpc2.tasks import get_task
 
@@ -60,29 +61,91 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.status_file = self.path / "status.json"
-        self.train_csv = self.path / "train.csv"
-        self.eval_csv = self.path / "eval.csv"
-        self.checkpoint = self.path / "checkpoint" / "latest.pt"
-        self.replay = self.path / "replay"
-        self.data_manifest = self.path / "dataset.json"
-        self.own_tasks = self.path / RECORD
-        self.tensorboard = self.path / "tensorboard"
-        self.videos = self.path / "videos"
         self._lock_file = self.path / ".lock"
         self._lock: TextIO | None = None
+
+    # Made when they are asked for: a look at the states of 10,000 runs needs one or two of each.
+
+    @cached_property
+    def config_file(self) -> Path:
+        """Its settings."""
+        return self.path / "config.yaml"
+
+    @cached_property
+    def status_file(self) -> Path:
+        """How far it has come."""
+        return self.path / "status.json"
+
+    @cached_property
+    def train_csv(self) -> Path:
+        """A row for each training episode."""
+        return self.path / "train.csv"
+
+    @cached_property
+    def eval_csv(self) -> Path:
+        """A row for each evaluation."""
+        return self.path / "eval.csv"
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """What the run goes on from."""
+        return self.path / "checkpoint" / "latest.pt"
+
+    @cached_property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the latest."""
+        return self.path / "checkpoint" / "previous.pt"
+
+    @cached_property
+    def damaged_checkpoint(self) -> Path:
+        """A latest checkpoint that could not be read."""
+        return self.path / "checkpoint" / "damaged-latest.pt"
+
+    @cached_property
+    def replay(self) -> Path:
+        """Its replay store."""
+        return self.path / "replay"
+
+    @cached_property
+    def data_manifest(self) -> Path:
+        """What an offline run learned from."""
+        return self.path / "dataset.json"
+
+    @cached_property
+    def own_tasks(self) -> Path:
+        """What is known of its own tasks."""
+        return self.path / RECORD
+
+    @cached_property
+    def tensorboard(self) -> Path:
+        """Events."""
+        return self.path / "tensorboard"
+
+    @cached_property
+    def videos(self) -> Path:
+        """Films of evaluations."""
+        return self.path / "videos"
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
         """The folder that belongs to a config: results_dir/exp_name/runs/RUN."""
         return cls(Path(config.results_dir) / config.exp_name / "runs" / config.run_name)
 
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint that the run would go on from: the latest, or the one before it where that alone is there.
+
+        Returns:
+            its path; `checkpoint` where there is none yet.
+        """
+        alone = self.previous_checkpoint.exists() and not self.checkpoint.exists()
+        return self.previous_checkpoint if alone else self.checkpoint
+
     def claim(self, config: Config) -> None:
         """Make the folder this process's own, new or to resume.
 
         Raises:
-            UserError: another process is on it, or it holds a run with other settings; names them.
+            RunBusyError: another process is on it.
+            UserError: it cannot be made, or holds a run with other settings; names them.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -93,7 +156,7 @@ class RunFolder:
             if not _lock_for_writing(self._lock):
                 self._lock.seek(0)
                 owner = self._lock.read().strip() or "another process"
-                raise UserError(f"{self.path}: {owner} is working on this run; wait for it or stop it first")
+                raise RunBusyError(f"{self.path}: {owner} is working on this run; wait for it or stop it first")
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()}")
             self._lock.flush()

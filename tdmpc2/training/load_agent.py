@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.execution import choose_device, choose_execution
 from tdmpc2.agent.reference import ReferenceCheckpoint, inspect_reference
@@ -20,6 +19,7 @@ from tdmpc2.config import Config, make_settings
 from tdmpc2.errors import UserError, nearest, require
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import TASK_SETS, expand_tasks, nearest_task
+from tdmpc2.training.checkpointing import read_undamaged, what_else
 from tdmpc2.training.folder import RunFolder
 
 HUB = "hf://"
@@ -139,7 +139,7 @@ def read_agent(source: str, tasks: str | None = None) -> StoredAgent:
     elif not path.exists():
         raise _not_there("checkpoint", "file", Path(source))
     origin = origin or str(path)
-    content = checkpoints.read(path)
+    content = read_undamaged(path)
     for state in (content.get("agent"), content):
         if isinstance(state, Mapping) and {"config", "spec", "model", "updates"} <= state.keys():
             return _ours(state, content.get("steps"), origin, tasks)
@@ -164,6 +164,8 @@ def open_run(path: str, setting: str = "run") -> RunFolder:
         raise _not_there(setting, "folder", folder.path)
     folder.read_config()
     if not folder.checkpoint.exists():
+        if folder.previous_checkpoint.exists():
+            raise UserError(f"{setting}: {folder.checkpoint} is missing{what_else(folder, folder.checkpoint)}")
         raise UserError(f"{setting}: {path} has no checkpoint yet")
     return folder
 

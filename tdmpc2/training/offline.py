@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.execution import choose_device, resume_execution
 from tdmpc2.agent.parts import check_division
@@ -22,7 +22,7 @@ from tdmpc2.envs.make import why_unavailable
 from tdmpc2.errors import UserError, require
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.tasks import get_task
-from tdmpc2.training.checkpointing import CheckpointClock, read_checkpoint
+from tdmpc2.training.checkpointing import CheckpointClock, RunCheckpoints, StoredCheckpoint
 from tdmpc2.training.datasets import find_dataset
 from tdmpc2.training.distributed import Team
 from tdmpc2.training.divergence import DivergedError, diverged, losses_are_finite, weights_are_finite
@@ -75,12 +75,19 @@ class OfflineTraining:
         stop: heeded between any two updates or steps of an evaluation.
         progress: told how far the run is.
         team: the run's processes.
+        saved: called in the leading process after each checkpoint, once it is on disk for good.
     """
 
     def __init__(
-        self, config: Config, folder: RunFolder, stop: StopRequest, progress: RunProgress, team: Team | None = None
+        self,
+        config: Config,
+        folder: RunFolder,
+        stop: StopRequest,
+        progress: RunProgress,
+        team: Team | None = None,
+        saved: Callable[[], None] | None = None,
     ) -> None:
-        self.config, self.folder, self._stop, self._progress = config, folder, stop, progress
+        self.config, self.folder, self._stop, self._progress, self._saved = config, folder, stop, progress, saved
         self._team = team = team if team is not None else Team()
         self.data = open_data(config)
         self.last_evaluation: int | None = None
@@ -88,7 +95,9 @@ class OfflineTraining:
         self._means = RunningMeans()
         self._metrics: dict[str, Tensor] = {}
 
-        state = self._read_checkpoint()
+        self._checkpoints = RunCheckpoints(folder, progress.note)
+        found = self._read_checkpoint()
+        state = None if found is None else found.state
         device = choose_device(team.device(config.device))
         execution = resume_execution(config, device, None if state is None else state["agent"].get("execution"))
         replicas = Replicas(team.rank, team.size)
@@ -103,8 +112,8 @@ class OfflineTraining:
         self._evaluator: Evaluator | None = None
         self._evaluated = [task.name for task in self.data.tasks if not why_unavailable(task.name)]
         self._say_what_is_not_evaluated()
-        if state is not None:
-            self._restore(state)
+        if found is not None:
+            self._restore(found)
         seconds = 0.0 if state is None else state["seconds"]
         progress.begin(self.agent.device, 0, self.agent.updates, seconds, str(execution))
         self._clock_of_checkpoints = CheckpointClock(config.checkpoint_freq, self.agent.updates)
@@ -215,7 +224,7 @@ class OfflineTraining:
 
     def _diverged(self, reason: str) -> DivergedError:
         when = f"update {self.agent.updates:,}"
-        return diverged(reason, when, self._metrics, self.folder.checkpoint)
+        return diverged(reason, when, self._metrics, self.folder.newest_checkpoint())
 
     # --- checkpoints
 
@@ -242,21 +251,34 @@ class OfflineTraining:
             "means": self._means.state_dict(),
             "logs": self._logs.lengths(),
         }
-        checkpoints.write(state, self.folder.checkpoint)
+        self._checkpoints.write(state)
+        if self._saved is not None:
+            self._saved()
 
-    def _read_checkpoint(self) -> dict[str, Any] | None:
-        state = read_checkpoint(self.folder.checkpoint, CHECKPOINT, "an offline run")
-        if state is None:
+    def _read_checkpoint(self) -> StoredCheckpoint | None:
+        fault: UserError | None = None
+        found = None
+        if self._team.leads:  # first and alone: the others read what it takes, never another one
+            try:
+                found = self._checkpoints.read(CHECKPOINT, "an offline run")
+            except UserError as error:  # raised below, once the others know
+                fault = error
+        if self._team.any(fault is not None):
+            raise Stopped if fault is None else fault
+        if not self._team.leads:
+            found = self._checkpoints.read(CHECKPOINT, "an offline run", keep_aside=False)
+        if found is None:
             return None
-        if state["data"] != self.data.fingerprint():
+        if found.state["data"] != self.data.fingerprint():
             raise UserError(
                 f"{self.folder.path}: was trained on other data than {self.data.folder / MANIFEST} names now (what it "
                 f"was, tells {self.folder.data_manifest}); put that data set back, or begin anew with another label="
             )
-        return state
+        return found
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.agent.load_state_dict(state["agent"], self.folder.checkpoint)
+    def _restore(self, found: StoredCheckpoint) -> None:
+        state = found.state
+        self.agent.load_state_dict(state["agent"], found.path)
         self.last_evaluation = state["last_evaluation"]
         self._means.load_state_dict(state["means"], self.agent.device)
         self._batches.load_state(state["replay_stream"])

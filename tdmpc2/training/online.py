@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdmpc2.agent import checkpoints
 from tdmpc2.agent.agent import TDMPC2
 from tdmpc2.agent.execution import Execution, choose_device, resume_execution
 from tdmpc2.config import Config
@@ -18,7 +18,7 @@ from tdmpc2.errors import require
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import AgentSpec
 from tdmpc2.tasks import get_task
-from tdmpc2.training.checkpointing import CheckpointClock, read_checkpoint
+from tdmpc2.training.checkpointing import CheckpointClock, RunCheckpoints, StoredCheckpoint
 from tdmpc2.training.collector import Collector, Episode
 from tdmpc2.training.divergence import DivergedError, diverged, losses_are_finite, weights_are_finite
 from tdmpc2.training.evaluation import Evaluator, processes_pay, summarise
@@ -29,7 +29,7 @@ from tdmpc2.training.progress import RunProgress
 from tdmpc2.training.runtime import Stopped, StopRequest, available_cores
 
 CHECKPOINT = "agent steps last_evaluation seconds action_stream replay_stream means collector replay logs".split()
-"""What a checkpoint holds."""
+"""What a checkpoint holds. Those of earlier versions lack `replay_before`: the replay's state in the one before it."""
 
 
 def seed_steps(config: Config) -> int:
@@ -68,10 +68,18 @@ class OnlineTraining:
         folder: its folder, claimed.
         stop: heeded between any two updates or steps.
         progress: told how far the run is.
+        saved: called after each checkpoint, once it is on disk for good.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, stop: StopRequest, progress: RunProgress) -> None:
-        self.config, self.folder, self._stop, self._progress = config, folder, stop, progress
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        stop: StopRequest,
+        progress: RunProgress,
+        saved: Callable[[], None] | None = None,
+    ) -> None:
+        self.config, self.folder, self._stop, self._progress, self._saved = config, folder, stop, progress, saved
         self.task = get_task(config.tasks[0])
         self.spec = AgentSpec.from_tasks([self.task.name], config.obs)
         """The task as its environment has it; the agent may know of others too."""
@@ -84,10 +92,12 @@ class OnlineTraining:
         self._means = RunningMeans()
         self._metrics: dict[str, Tensor] = {}
 
-        state = read_checkpoint(folder.checkpoint, CHECKPOINT, "a run")
+        self._checkpoints = RunCheckpoints(folder, progress.note)
+        found = self._checkpoints.read(CHECKPOINT, "a run")
+        state = None if found is None else found.state
         recorded = None if state is None else state["agent"].get("execution")
         execution = resume_execution(config, choose_device(config.device), recorded)
-        self.agent = self._make_agent(execution, state)
+        self.agent = self._make_agent(execution, found)
         self._task_of_agent = TaskOfMany(self.agent.spec, self.task)
         if execution.notice:
             progress.note(execution.notice)
@@ -96,22 +106,24 @@ class OnlineTraining:
         replay_stream = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
         self._batches = Prefetcher(self.replay, config.sequences, replay_stream, self.agent.device)
         self._evaluator: Evaluator | None = None
-        if state is None:
+        self._replay_states = (EMPTY_STATE, EMPTY_STATE)
+        """The replay's states in the two checkpoints on disk, the older one first."""
+        if found is None:
             self.replay.restore(EMPTY_STATE)
         else:
-            self._restore(state)
+            self._restore(found)
         seconds = 0.0 if state is None else state["seconds"]
         progress.begin(self.agent.device, self.steps, self.agent.updates, seconds, str(execution))
         lengths, start = (None, None) if state is None else (state["logs"], self.steps * self.task.action_repeat)
         self._logs = RunLogs(folder, config, TRAIN_COLUMNS, lengths, start)
         self._clock_of_checkpoints = CheckpointClock(config.checkpoint_freq, self.steps)
 
-    def _make_agent(self, execution: Execution, state: dict[str, Any] | None) -> TDMPC2:
+    def _make_agent(self, execution: Execution, found: StoredCheckpoint | None) -> TDMPC2:
         config = self.config
         if config.checkpoint is None:
             return TDMPC2(config, self.spec, execution=execution)
-        if state is not None:
-            return resume_finetuning(state["agent"], self.folder.checkpoint, execution, config.device)
+        if found is not None:
+            return resume_finetuning(found.state["agent"], found.path, execution, config.device)
         agent, origin = begin_finetuning(config, execution, config.device)
         self._progress.note(origin)
         return agent
@@ -132,9 +144,10 @@ class OnlineTraining:
                     self._evaluate()
                 if self.steps >= self.config.agent_steps:
                     break
+                self._make_room()
                 self._step()
                 self._stop.check()
-                if self._checkpoint_is_due():
+                if self._clock_of_checkpoints.is_due(self.steps):
                     self.save()
         except Stopped:
             self.save()
@@ -161,7 +174,7 @@ class OnlineTraining:
                 raise self._diverged("a loss or its gradient is not a number")
             behind = self.steps - self.agent.updates > self.config.num_envs
             self._tell("learning from the random phase" if behind else "learning")
-            if self._checkpoint_is_due():  # the updates after the random phase can take hours
+            if self._clock_of_checkpoints.is_due(self.steps):  # the updates after the random phase can take hours
                 self.save()
 
     def _step(self) -> None:
@@ -235,7 +248,7 @@ class OnlineTraining:
     def _diverged(self, reason: str) -> DivergedError:
         env_steps = self.steps * self.task.action_repeat
         when = f"update {self.agent.updates:,} ({env_steps:,} environment steps)"
-        return diverged(reason, when, self._metrics, self.folder.checkpoint)
+        return diverged(reason, when, self._metrics, self.folder.newest_checkpoint())
 
     # --- checkpoints
 
@@ -252,16 +265,22 @@ class OnlineTraining:
         }
         if Replay.exists(self.folder.replay):
             return Replay.open(self.folder.replay, horizon=config.horizon, **expected)
-        # An episode of one step takes two rows, and the episodes under way may all end in the same step.
-        slack = 2 * config.checkpoint_freq + self._rows_in_a_step()
+        # An episode of one step takes two rows, and the episodes under way may all end in the same step; and what was
+        # written before the latest checkpoint, but after the one before it, is protected too.
+        slack = 2 * (2 * config.checkpoint_freq + self._rows_in_a_step())
         return Replay.create(self.folder.replay, horizon=config.horizon, slack=slack, **expected)
 
     def _rows_in_a_step(self) -> int:
         """The most rows that one step can add to the replay."""
         return self.config.num_envs * (self.task.episode_length + 1)
 
-    def _checkpoint_is_due(self) -> bool:
-        return self._clock_of_checkpoints.is_due(self.steps) or self.replay.room < self._rows_in_a_step()
+    def _make_room(self) -> None:
+        """Checkpoint, ahead of time, where the replay has no room for the next step's episodes.
+
+        The second time at the most both checkpoints are of this step, and a store has room for a step's rows then.
+        """
+        while self.replay.room < self._rows_in_a_step():
+            self.save()
 
     def save(self) -> None:
         """Write a checkpoint. A run killed after this goes on from here.
@@ -274,6 +293,8 @@ class OnlineTraining:
             raise self._diverged("a parameter is not a number")
         self.replay.flush()
         self._logs.flush()
+        older, newer = self._replay_states
+        before = older if self._checkpoints.put_aside_if_changed() else newer
         state = {
             "agent": self.agent.state_dict(),
             "steps": self.steps,
@@ -284,19 +305,27 @@ class OnlineTraining:
             "means": self._means.state_dict(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state(),
+            "replay_before": before,
             "logs": self._logs.lengths(),
         }
-        checkpoints.write(state, self.folder.checkpoint)
-        self.replay.mark_checkpoint()
+        self._checkpoints.write(state)
+        self.replay.mark_checkpoint(before)
+        self._replay_states = (before, self.replay.state())
         self._clock_of_checkpoints.written(self.steps)
+        if self._saved is not None:
+            self._saved()
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.agent.load_state_dict(state["agent"], self.folder.checkpoint)
+    def _restore(self, found: StoredCheckpoint) -> None:
+        state = found.state
+        self.agent.load_state_dict(state["agent"], found.path)
         self.steps = state["steps"]
         self.last_evaluation = state["last_evaluation"]
         self._action_stream.set_state(state["action_stream"])
         self._means.load_state_dict(state["means"], self.agent.device)
-        self.replay.restore(state["replay"])
+        alone = found.fell_back or "replay_before" not in state
+        before = state["replay"] if alone else state["replay_before"]
+        self.replay.restore(state["replay"], before)
+        self._replay_states = (before, state["replay"])
         self._batches.load_state(state["replay_stream"])
         same = self.collector.load_state_dict(state["collector"])
         env_steps = self.steps * self.task.action_repeat

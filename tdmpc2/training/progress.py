@@ -6,8 +6,8 @@ import os
 import socket
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -15,7 +15,11 @@ import tdmpc2
 from tdmpc2.config import Config
 from tdmpc2.tasks import get_task
 from tdmpc2.training.folder import RunFolder, State, Status
+from tdmpc2.training.provenance import begin_process, end_process
 from tdmpc2.training.runtime import describe_hardware
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS_SECONDS = 2.0
 """Seconds between two writes of the status, at the least."""
@@ -49,6 +53,8 @@ class RunProgress:
         self._last_return = None if before is None else before.last_return
         self._phase = "starting"
         self._write("running", "")
+        if record:
+            begin_process(folder.path)
         self._console = Console(stderr=True, quiet=not show)
         self._bar: Progress | None = None
         self._bar_task = TaskID(0)
@@ -119,6 +125,8 @@ class RunProgress:
         """Write the last status."""
         if self._bar is not None:
             self._bar.stop()
+        if self._record:
+            end_process(self._folder.path, state)
         self._write(state, message)
 
     def _write(self, state: State, message: str) -> None:

@@ -31,12 +31,10 @@ import psutil
 import tdmpc2
 from tdmpc2.errors import UserError, require
 from tdmpc2.training.folder import write_text
-from tdmpc2.training.runtime import available_cores
+from tdmpc2.training.runtime import SWEEP_COMMAND, available_cores
 
 PROVENANCE = "provenance.json"
 VERSION = 1
-SWEEP_COMMAND = "TDMPC2_SWEEP_COMMAND"
-"""Environment variable by which a sweep tells its runs' processes the command that started it."""
 RUNNING = "running"
 KILLED = "killed"
 LOGGED_FILES = ("config.yaml", "eval.csv", "train.csv")

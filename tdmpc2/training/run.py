@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 
 from tdmpc2.agent.execution import choose_device, choose_execution
@@ -24,7 +25,12 @@ from tdmpc2.training.runtime import Stopped, StopRequest, prepare_process, stop_
 __all__ = ["DivergedError", "train"]
 
 
-def train(config: Config, show_progress: bool = True, stop: StopRequest | None = None) -> RunFolder:
+def train(
+    config: Config,
+    show_progress: bool = True,
+    stop: StopRequest | None = None,
+    saved: Callable[[], None] | None = None,
+) -> RunFolder:
     """Train one run to its end; the same call again resumes it, and does nothing once it is done.
 
     Started by torchrun, an offline run is trained by several processes, each with a part of every batch.
@@ -33,6 +39,7 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
         config: the run's settings, which decide its folder.
         show_progress: whether to write to the terminal.
         stop: set from elsewhere to stop the run between two steps; SIGTERM and Ctrl-C do so as well.
+        saved: called after each checkpoint, once it is on disk for good.
 
     Returns:
         the run's folder.
@@ -54,7 +61,7 @@ def train(config: Config, show_progress: bool = True, stop: StopRequest | None =
                     return folder
                 with stop_on_signals(stop) as request:
                     prepare_process(config.threads, team.local_size)
-                    _train(config, folder, request, show_progress, team)
+                    _train(config, folder, request, show_progress, team, saved)
             finally:
                 folder.release()
     return folder
@@ -85,7 +92,7 @@ def _check(config: Config, folder: RunFolder, team: Team) -> None:
     else:
         require(team.size == 1, f"online training runs in one process, not {team.size}; start it without torchrun")
         check_trainable(config)
-        if config.checkpoint is not None and not folder.checkpoint.exists():
+        if config.checkpoint is not None and not folder.newest_checkpoint().exists():
             check_finetuning(config)
     if config.wandb:
         check_wandb()
@@ -100,14 +107,21 @@ def _keep_manifest(config: Config, folder: RunFolder) -> None:
     temporary.replace(folder.data_manifest)
 
 
-def _train(config: Config, folder: RunFolder, stop: StopRequest, show_progress: bool, team: Team) -> None:
+def _train(
+    config: Config,
+    folder: RunFolder,
+    stop: StopRequest,
+    show_progress: bool,
+    team: Team,
+    saved: Callable[[], None] | None,
+) -> None:
     progress = RunProgress(folder, config, show_progress and team.leads, record=team.leads)
     try:
         training: OnlineTraining | OfflineTraining
         if config.offline:
-            training = OfflineTraining(config, folder, stop, progress, team)
+            training = OfflineTraining(config, folder, stop, progress, team, saved=saved)
         else:
-            training = OnlineTraining(config, folder, stop, progress)
+            training = OnlineTraining(config, folder, stop, progress, saved=saved)
         with closing(training):
             training.run()
     except (Stopped, KeyboardInterrupt):

@@ -18,6 +18,9 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
+SWEEP_COMMAND = "TDMPC2_SWEEP_COMMAND"
+"""Environment variable by which a sweep tells its runs' processes the command that started it."""
+
 
 def prepare_process(threads: int | None, processes: int = 1) -> None:
     """Set the number of CPU threads, ask for deterministic algorithms, and let the allocator keep its memory.

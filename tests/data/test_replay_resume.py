@@ -84,6 +84,45 @@ def test_restored_store_samples_what_an_unkilled_one_does(tmp_path, encode, monk
             assert torch.equal(values, samples[episode][name]), (episode, name)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_store_goes_back_to_either_of_the_two_checkpoints_on_disk(tmp_path, encode, seed):
+    layout = {"task": "t", "obs_shape": (2,), "obs_dtype": "float32", "action_dim": 3, "capacity": 30, "slack": 31}
+    steps, rng = lengths(seed), np.random.default_rng(100 + seed)
+    expected, samples = {}, {}
+    with Replay.create(tmp_path / "undisturbed", **layout) as replay:
+        train(replay, encode, steps, start_checkpoint(), expected, 1000)
+
+    Replay.create(tmp_path / "disturbed", **layout).close()
+    older, newer, from_older = None, start_checkpoint() | {"before": EMPTY_STATE}, 0
+    while newer["replay"]["episodes"] < EPISODES:
+        replay = Replay.open(tmp_path / "disturbed", **layout)
+        if older is not None and rng.random() < 0.5:  # the newer one is damaged
+            from_older += newer["replay"]["episodes"] > older["replay"]["episodes"]
+            newer = older
+            replay.restore(newer["replay"])
+        else:
+            replay.restore(newer["replay"], newer["before"])
+        generator = torch.Generator()
+        generator.set_state(newer["generator"])
+        end = min(EPISODES, newer["replay"]["episodes"] + int(rng.integers(1, 9)))
+        for episode in range(newer["replay"]["episodes"], end):
+            while replay.room < steps[episode] + 1 or rng.random() < 0.2:
+                replay.flush()
+                state = {"replay": replay.state(), "before": newer["replay"], "generator": generator.get_state()}
+                replay.mark_checkpoint(newer["replay"])
+                older, newer = newer, state
+            replay.add(**encode(episode, int(steps[episode])))
+            if replay.num_starts:
+                samples[episode] = replay.sample(8, generator)
+        if end == EPISODES:
+            newer = {"replay": {"episodes": EPISODES}}
+        replay.close()
+    assert from_older >= 2
+    assert samples.keys() == expected.keys()
+    for episode, batch in expected.items():
+        assert all(torch.equal(values, samples[episode][name]) for name, values in batch.items()), episode
+
+
 def fill(replay, encode, first, count, steps=4):
     for episode in range(first, first + count):
         replay.add(**encode(episode, steps))
@@ -124,6 +163,26 @@ def test_room_follows_the_checkpoint_that_is_on_disk_not_the_state_asked_for(mak
     assert replay.room == 5
     replay.mark_checkpoint(state)
     assert replay.room == 5
+
+
+def test_a_restored_store_protects_what_the_older_checkpoint_samples(make, encode):
+    replay = make(capacity=20, slack=10)
+    fill(replay, encode, 0, 4)
+    older, before = replay.state(), replay.sequences(torch.arange(replay.num_starts))
+    fill(replay, encode, 4, 1)
+    newer = replay.state()
+    replay.mark_checkpoint(older)
+    replay.close()
+
+    again = Replay.open(replay.folder)
+    again.restore(newer, older)
+    assert again.room == 5  # 30 rows on disk; all 20 of the older checkpoint and the 5 since are in use
+    fill(again, encode, 5, 1)
+    with pytest.raises(RuntimeError, match="rows would overwrite some that a checkpoint can sample"):
+        fill(again, encode, 6, 1)
+    again.restore(older)
+    after = again.sequences(torch.arange(again.num_starts))
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_restore_forgets_later_episodes_on_disk_too(make, encode):

@@ -73,6 +73,7 @@ def contents(rows: Callable[..., list[dict[str, str]]]) -> Callable[..., dict[st
     def read(folder: RunFolder) -> dict[str, Any]:
         state = checkpoints.read(folder.checkpoint)
         del state["seconds"], state["logs"]  # a log's length depends on how the seconds are written
+        state.pop("replay_before", None)  # tells when the checkpoint before was written, which is no outcome
         for name in NOT_IDENTITY:
             del state["agent"]["config"][name]
         with Replay.open(folder.replay, writable=False) as replay:

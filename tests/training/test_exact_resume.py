@@ -17,7 +17,7 @@ from tdmpc2.config import Config, parse_settings
 from tdmpc2.training.folder import RunFolder
 
 EPISODE_LENGTH = 20
-# The random phase ends within an episode. The replay's ring has 50 + 2 x 15 + 21 = 101 rows; five episodes take 105.
+# The random phase ends within an episode.
 SCHEDULE = {"seed_steps": 45, "steps": 105, "eval_freq": 30, "checkpoint_freq": 15, "buffer_size": 50}
 
 

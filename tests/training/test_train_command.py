@@ -24,7 +24,7 @@ from tdmpc2.training.run import train
 from tdmpc2.training.runtime import Stopped, StopRequest
 
 SETTINGS = {"seed_steps": 30, "steps": 60, "eval_freq": 40, "checkpoint_freq": 10, "mpc": False}
-LIVE = ("status.json", ".lock")
+LIVE = ("status.json", ".lock", "provenance.json")
 """Files that say who is on a run and how it went; all others hold what it is."""
 
 
@@ -195,6 +195,7 @@ def agent_alone(path: Path) -> None:
     ids=["truncated", "a flipped byte", "another shape", "an agent's own", "empty"],
 )
 def test_a_checkpoint_that_cannot_be_resumed_is_named_and_nothing_is_lost(stopped, command, damage, message):
+    stopped.previous_checkpoint.unlink()  # or it would go on from there
     damage(stopped.checkpoint)
     before = contents_only(stopped)
     assert_refused(*command(), f"{stopped.checkpoint}: ", message)
