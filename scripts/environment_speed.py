@@ -1,4 +1,4 @@
-"""Speed of environments: agent steps a second of one, of four in this process, and of four in worker processes.
+"""Speed of environments: agent steps a second of one, of eight in this process, and of eight in several processes.
 
 The three take turns, so that what else the machine does falls on all of them alike. Actions are random; starting the
 next episode counts.
@@ -19,7 +19,7 @@ from tdmpc2.training.runtime import available_cores
 
 TASKS = ("cheetah-run", "walker-walk", "dog-run", "mw-reach", "myo-reach", "pick-cube")
 """Of DMControl a cheap task, a usual and an expensive one; one of each other domain."""
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 8
 TURN_STEPS = 25
 """Agent steps of every environment in one turn."""
 
@@ -31,7 +31,7 @@ def tasks_here(names: Sequence[str] = TASKS) -> tuple[list[str], dict[str, str]]
 
 
 def measure_environments(names: Sequence[str], seconds: float) -> list[Measurement]:
-    """Three lines a task; the four in processes are held against the four in this process, turn for turn.
+    """Three lines a task; those in several processes are held against those in this process, turn for turn.
 
     Args:
         names: tasks that are available.
@@ -41,26 +41,26 @@ def measure_environments(names: Sequence[str], seconds: float) -> list[Measureme
 
 
 def measure_environment(name: str, seconds: float) -> list[Measurement]:
-    """One task's lines: one environment, four in this process, four in as many processes as there are cores."""
+    """One task's lines: one environment, eight in this process, eight in as many processes as there are cores."""
     processes = min(SIDE_BY_SIDE, available_cores())
     seeds = range(SIDE_BY_SIDE)
     with ExitStack() as stack:
         single = stack.enter_context(closing(make_env(name, seed=0)))
         here = stack.enter_context(closing(make_vector_env([name] * SIDE_BY_SIDE, seeds)))
         apart = stack.enter_context(
-            closing(make_vector_env([name] * SIDE_BY_SIDE, seeds, parallel=True, workers=processes))
+            closing(make_vector_env([name] * SIDE_BY_SIDE, seeds, parallel=True, workers=processes, take_part=True))
         )
         turns = [stepping(single), *(stepping_together(env) for env in (here, apart))]
-        one, four, spread = measure_in_turns(turns, seconds)
+        one, together, spread = measure_in_turns(turns, seconds)
 
     def rates(times: Sequence[float], environments: int) -> list[float]:
         return [environments * TURN_STEPS / seconds for seconds in times]
 
     unit, many = "agent steps/s", f"{name}, {SIDE_BY_SIDE} in"
-    faster, beside = ratio(four, spread), "one process"
+    faster, beside = ratio(together, spread), "one process"
     return [
         summarise(name, unit, rates(one, 1), 1),
-        summarise(f"{many} one process", unit, rates(four, SIDE_BY_SIDE), 1),
+        summarise(f"{many} one process", unit, rates(together, SIDE_BY_SIDE), 1),
         summarise(f"{many} {processes} processes", unit, rates(spread, SIDE_BY_SIDE), processes, None, faster, beside),
     ]
 

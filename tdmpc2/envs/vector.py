@@ -64,6 +64,7 @@ def make_vector_env(
     parallel: bool = False,
     workers: int | None = None,
     shape: tuple[int, int] | None = None,
+    take_part: bool = False,
 ) -> VectorEnv:
     """Environments stepped together, in one shape: those of smaller tasks are padded.
 
@@ -89,6 +90,7 @@ def make_vector_env(
         workers: how many processes, where parallel; by default one for each environment.
         shape: lengths of observation and action, those of the agent that acts; by default the tasks' largest. States
             only.
+        take_part: whether this process is one of the workers, see `ProcessVectorEnv`.
 
     Raises:
         UserError: a task does not fit into the shape, pixel tasks differ in their actions, names and seeds differ in
@@ -101,7 +103,7 @@ def make_vector_env(
         _EnvBuilder(name, seed, obs, padded, tasks_file_of(name)) for name, seed in zip(names, seeds, strict=True)
     ]
     if parallel:
-        return ProcessVectorEnv(builders, len(builders) if workers is None else workers)
+        return ProcessVectorEnv(builders, len(builders) if workers is None else workers, take_part)
     return SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
 
 
@@ -139,14 +141,32 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
         env_fns: what builds each environment; picklable, of equal spaces. The first is called in this process too, to
             learn them.
         workers: number of processes, at least one; never more than environments.
+        take_part: whether this process is the first of them. Where it has nothing to do between `step_async` and
+            `step_wait`, that saves a process, and the time to wake it up and to wait for it; its share is stepped in
+            `step_wait`.
 
     Raises:
         WorkerDiedError: (from every call) a worker has ended by itself.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], Env]], workers: int) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], Env]], workers: int, take_part: bool = False) -> None:
+        workers = max(1, min(workers, len(env_fns)))
+        self._rows = [slice(worker, None, workers) for worker in range(workers)]
+        self._owing = list(range(workers))  # the workers that owe an answer; the first says that it is built
+        self._stepping = False
         self.processes: list[BaseProcess] = []
-        self._pipes: list[Connection] = []
+        self._ends: list[Connection | _OwnShare] = [_OwnShare(env_fns[self._rows[0]])] if take_part else []
+        """Where each worker is spoken to."""
+        context = multiprocessing.get_context("forkserver")
+        for worker in range(len(self._ends), workers):
+            end, far_end = context.Pipe()
+            arguments = (far_end, env_fns[self._rows[worker]])
+            process = context.Process(target=_work, args=arguments, name=f"environments-{worker}", daemon=True)
+            self._ends.append(end)
+            self.processes.append(process)
+            process.start()
+            far_end.close()
+
         self.num_envs = len(env_fns)
         first = env_fns[0]()
         self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.DISABLED}
@@ -157,20 +177,6 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         shape, dtype = self.observation_space.shape, self.observation_space.dtype
         self._observations: Array = np.zeros(shape or (), dtype)
-
-        workers = max(1, min(workers, self.num_envs))
-        self._rows = [slice(worker, None, workers) for worker in range(workers)]
-        self._owing = list(range(workers))  # the workers that owe an answer; the first says that it is built
-        self._stepping = False
-        context = multiprocessing.get_context("forkserver")
-        for worker, rows in enumerate(self._rows):
-            pipe, far_end = context.Pipe()
-            arguments = (far_end, env_fns[rows])
-            process = context.Process(target=_work, args=arguments, name=f"environments-{worker}", daemon=True)
-            self._pipes.append(pipe)
-            self.processes.append(process)
-            process.start()
-            far_end.close()
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -256,13 +262,13 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
             terminate: do not wait for what they are doing.
             kwargs: none.
         """
-        for pipe in self._pipes:
-            pipe.close()  # a worker that waits for a command, or is about to answer, ends at this
-        for end in (None, BaseProcess.terminate, BaseProcess.kill)[terminate:]:
+        for end in self._ends:
+            end.close()  # a worker that waits for a command, or is about to answer, ends at this
+        for stop in (None, BaseProcess.terminate, BaseProcess.kill)[terminate:]:
             alive = [process for process in self.processes if process.is_alive()]
             for process in alive:
-                if end is not None:
-                    end(process)
+                if stop is not None:
+                    stop(process)
             deadline = time.monotonic() + CLOSE_SECONDS
             for process in alive:
                 process.join(max(0.0, deadline - time.monotonic()))
@@ -280,7 +286,7 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _send(self, worker: int, command: str, arguments: dict[str, Any]) -> None:
         with self._all_end_with_one(worker):
-            self._pipes[worker].send((command, arguments))
+            self._ends[worker].send((command, arguments))
         self._owing.append(worker)
 
     def _answers(self) -> Iterator[tuple[int, Any]]:
@@ -288,7 +294,7 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
         while self._owing:
             worker = self._owing.pop(0)
             with self._all_end_with_one(worker):
-                well, outcome = self._pipes[worker].recv()
+                well, outcome = self._ends[worker].recv()
             if not well:
                 self.close(terminate=True)
                 raise outcome
@@ -307,7 +313,7 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _died(self, worker: int) -> WorkerDiedError:
         """The error for a worker whose pipe broke; ends all."""
-        process = self.processes[worker]
+        process = self.processes[worker - len(self._rows)]  # the workers that are processes come last
         process.join(CLOSE_SECONDS)  # its pipe breaks a moment before it is gone
         code = process.exitcode
         self.close(terminate=True)
@@ -329,27 +335,55 @@ class ProcessVectorEnv(VectorEnv[Array, Array, Array]):
             infos[key][rows] = values
 
 
+class _Share:
+    """A worker's environments, built by the first thing that it is asked for."""
+
+    def __init__(self, env_fns: Sequence[Callable[[], Env]]) -> None:
+        self._env_fns = env_fns
+        self._env: SyncVectorEnv | None = None
+
+    def answer(self, command: str, arguments: dict[str, Any]) -> tuple[bool, Any]:
+        """Whether all is well, and the outcome of a command or what was raised; of no command, none."""
+        try:
+            if self._env is None:
+                self._env = SyncVectorEnv(self._env_fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+            return True, getattr(self._env, command)(**arguments) if command else None
+        except Exception as error:  # whatever it is, the owner raises it
+            return False, error
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+class _OwnShare(_Share):
+    """The share that the owner steps itself: spoken to like a worker, it does as it was told when it is listened to."""
+
+    def __init__(self, env_fns: Sequence[Callable[[], Env]]) -> None:
+        super().__init__(env_fns)
+        self._told: tuple[str, dict[str, Any]] = ("", {})
+
+    def send(self, told: tuple[str, dict[str, Any]]) -> None:
+        self._told = told
+
+    def recv(self) -> tuple[bool, Any]:
+        return self.answer(*self._told)
+
+
 def _work(pipe: Connection, env_fns: Sequence[Callable[[], Env]]) -> None:
-    """A worker's life: (whether all is well, outcome or error) once it is built, and for each command after that."""
+    """A worker's life: an answer once it is built, and one for each command after that."""
     # Ctrl-C reaches every process of the terminal. The owner answers it, with its workers still there.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    env: SyncVectorEnv | None = None
-    command, outcome = "", None
+    share = _Share(env_fns)
+    command: str = ""
     arguments: dict[str, Any] = {}
     with suppress(EOFError, OSError):  # of the pipe: the owner has closed its end, or is gone
         while True:
-            try:
-                if env is None:
-                    env = SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-                else:
-                    outcome = getattr(env, command)(**arguments)
-            except Exception as error:  # whatever it is, the owner raises it
-                pipe.send((False, _portable(error)))
-            else:
-                pipe.send((True, outcome))
+            well, outcome = share.answer(command, arguments)
+            pipe.send((well, outcome if well else _portable(outcome)))
             command, arguments = pipe.recv()
-    if env is not None:
-        env.close()
+    share.close()
 
 
 def _portable(error: Exception) -> Exception:

@@ -15,6 +15,7 @@ from tdmpc2.envs.vector import make_vector_env
 from tdmpc2.errors import UserError
 from tdmpc2.seeding import Stream, derive_seed
 from tdmpc2.spec import ObsKind
+from tdmpc2.training.runtime import available_cores
 
 Array = NDArray[Any]
 
@@ -66,7 +67,10 @@ class Collector:
     def __init__(self, task: str, num_envs: int, seed: int, obs: ObsKind, episodic: bool) -> None:
         self._task, self._seed, self._episodic = task, seed, episodic
         seeds = [derive_seed(seed, Stream.TRAIN_EPISODE, i) for i in range(num_envs)]
-        self._env = make_vector_env([task] * num_envs, seeds, obs, parallel=num_envs > 1)
+        # Nothing is done here while the others step, so this process steps a share itself.
+        self._env = make_vector_env(
+            [task] * num_envs, seeds, obs, parallel=num_envs > 1, workers=available_cores(), take_part=True
+        )
         self.num_envs = num_envs
         self._next_index = 0
         self._episodes: list[Episode] = [Episode(-1)] * num_envs

@@ -30,6 +30,8 @@ from tdmpc2.training.load_agent import StoredAgent, open_run, read_agent
 
 MOST_TILES = 120
 """Tiles up to which a gallery is made: all 104 tasks, and some to spare."""
+MOST_AT_ONCE = 16
+"""Tasks played side by side: each one's renderer takes about 110 MB for as long as it is there."""
 RANDOM = "random actions"
 """Who acts where there is no agent."""
 
@@ -193,8 +195,9 @@ def make_gallery(
                 player = _build(stored, chosen, device, changes)
             left_out |= {name: reason for name in player.tasks if (reason := why_unavailable(name))}
             names = [name for name in player.tasks if name not in left_out]
-            if names:
-                own, unseen = _play(player, names, seed, seconds, reel, len(tiles), show_progress)
+            for first in range(0, len(names), MOST_AT_ONCE):
+                together = names[first : first + MOST_AT_ONCE]
+                own, unseen = _play(player, together, seed, seconds, reel, len(tiles), show_progress)
                 tiles += [(task, player.description, tile) for task, tile in own.items()]
                 left_out |= unseen
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())

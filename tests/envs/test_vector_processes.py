@@ -78,8 +78,8 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def counting(count: int, workers: int, **options: Any) -> ProcessVectorEnv:
-    return ProcessVectorEnv([functools.partial(CountingEnv, **options)] * count, workers)
+def counting(count: int, workers: int, take_part: bool = False, **options: Any) -> ProcessVectorEnv:
+    return ProcessVectorEnv([functools.partial(CountingEnv, **options)] * count, workers, take_part)
 
 
 def actions(*values: float) -> Any:
@@ -96,12 +96,13 @@ def assert_same(found: Any, expected: Any) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("take_part", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 4, 9])
-def test_any_number_of_workers_does_what_one_process_does(workers):
+def test_any_number_of_workers_does_what_one_process_does(workers, take_part):
     builders = [functools.partial(CountingEnv, length) for length in (2, 3, 4, 2, 3)]
-    split = ProcessVectorEnv(builders, workers)
+    split = ProcessVectorEnv(builders, workers, take_part)
     whole = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
-    assert len(split.processes) == min(workers, 5)
+    assert len(split.processes) == min(workers, 5) - take_part
     assert split.action_space == whole.action_space
     assert split.observation_space == whole.observation_space
     assert split.metadata["autoreset_mode"] == AutoresetMode.DISABLED
@@ -181,6 +182,31 @@ def test_an_environments_error_is_raised_here_and_ends_the_workers(mischief, kin
     with pytest.raises(ClosedEnvironmentError):
         env.step(actions(0, 0, 0, 0))
     env.close(terminate=True)
+
+
+@pytest.mark.parametrize(
+    ("mischief", "kind", "message"),
+    [(9, UserError, "nine is too much"), (10, UnpicklableError, "10: far too much")],
+)
+def test_an_error_in_the_owners_own_share_is_raised_as_it_is_and_ends_the_workers(mischief, kind, message):
+    env = counting(4, 3, take_part=True)
+    env.reset()
+    with pytest.raises(kind) as caught:
+        env.step(actions(mischief, 0, 0, 0))
+    assert str(caught.value) == message
+    assert not any(process.is_alive() for process in env.processes)
+    with pytest.raises(ClosedEnvironmentError):
+        env.step(actions(0, 0, 0, 0))
+
+
+def test_a_worker_beside_the_owners_own_share_is_named_when_it_dies(tmp_path):
+    env = counting(3, 3, take_part=True, folder=str(tmp_path))
+    env.reset()
+    with pytest.raises(WorkerDiedError, match=r"environment process 2 of 3 died \(exit code 3\)"):
+        env.step(actions(0, 11, 0))
+    assert env.processes[0].exitcode == 3
+    assert not env.processes[1].is_alive()
+    assert (tmp_path / f"closed by {os.getpid()}").exists()
 
 
 def test_an_environment_that_cannot_be_built_in_its_worker_says_why():

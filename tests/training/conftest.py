@@ -94,7 +94,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts scripted environments in the place of the simulators."""
 
     def use(script: Callable[[int], Script], dims: tuple[int, int] = (3, 1)) -> None:
-        def make(names: Any, seeds: Any, obs: str = "state", parallel: bool = False) -> SyncVectorEnv:
+        def make(names: Any, seeds: Any, obs: str = "state", **_: Any) -> SyncVectorEnv:
             builders = [lambda: ScriptedEnv(script, dims) for _ in names]
             return SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
 

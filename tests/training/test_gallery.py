@@ -19,6 +19,7 @@ from tdmpc2.envs.dmcontrol import DMControlEnv
 from tdmpc2.errors import UserError
 from tdmpc2.gallery_command import GalleryConfig
 from tdmpc2.spec import AgentSpec
+from tdmpc2.training import gallery
 from tdmpc2.training.evaluation import EpisodeScore
 from tdmpc2.training.films import Camera, Reel
 from tdmpc2.training.folder import RunFolder
@@ -180,6 +181,35 @@ def test_an_agents_tasks_become_a_picture_and_a_film_and_the_others_are_named(
     assert below.min() < 60  # names are written there
     assert len(iio.imread(tmp_path / "all.mp4")) == 20  # both worlds have 25 steps a second
     assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.pt", "all.mp4", "all.png"]
+
+
+def test_a_gallery_of_many_tasks_plays_them_a_few_at_a_time(painted, short_episodes, monkeypatch, tmp_path):
+    there: list[int] = []
+    played: list[list[str]] = []
+
+    class Counted(gallery.FilmedEvaluator):
+        def __init__(self, tasks: Any, *rest: Any) -> None:
+            super().__init__(tasks, *rest)
+            played.append(list(tasks))
+            there.append(1)
+
+        def close(self) -> None:
+            super().close()
+            there.pop()
+
+        def evaluate(self, *arguments: Any, **options: Any) -> Any:
+            assert len(there) == 1
+            return super().evaluate(*arguments, **options)
+
+    monkeypatch.setattr(gallery, "FilmedEvaluator", Counted)
+    monkeypatch.setattr(gallery, "MOST_AT_ONCE", 2)
+    tasks = ["pendulum-spin", "cup-spin", "pendulum-swingup", "cup-catch", "walker-walk"]
+    made = make_gallery([], tmp_path / "many", tasks=",".join(tasks), show_progress=False)
+    assert played == [tasks[:2], tasks[2:4], tasks[4:]]
+    assert not there
+    assert made.tasks == tuple(tasks)
+    picture = iio.imread(made.picture)
+    assert (picture == (200, 0, 0)).all(-1).any()  # the cup's tiles are there
 
 
 def test_an_existing_file_is_refused_before_anything_is_loaded(agent_file, monkeypatch, tmp_path, capsys):

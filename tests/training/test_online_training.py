@@ -89,7 +89,7 @@ def test_side_by_side_environments_keep_one_update_a_step(tiny, short_episodes, 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Environments side by side, without processes of their own (which would know nothing of short episodes)."""
     original = collector.make_vector_env
-    monkeypatch.setattr(collector, "make_vector_env", lambda *args, parallel: original(*args, parallel=False))
+    monkeypatch.setattr(collector, "make_vector_env", lambda *args, **_: original(*args))
 
 
 @pytest.mark.parametrize(("task", "expected"), [("pendulum-swingup", 2500), ("mw-reach", 1000), ("myo-reach", 1000)])
