@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run_command(options))
     except UserError as error:
         print(f"tdmpc2: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tdmpc2: {where}the disk is full; free some space and run the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tdmpc2: interrupted", file=sys.stderr)

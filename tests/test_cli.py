@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import resource
 import signal
 import subprocess
@@ -88,6 +90,24 @@ def test_a_command_line_that_cannot_be_read_shows_how_it_is_meant(arguments, cap
         main(arguments)
     assert error.value.code == 2
     assert "usage: tdmpc2" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_with_exit_code_2_and_other_faults_of_the_system_are_not_hidden(
+    monkeypatch, capsys, tmp_path
+):
+    def fails_with(number: int) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(number, os.strerror(number), "results/plan.json")
+
+        monkeypatch.setattr("tdmpc2.sweeps.commands.list_sweeps", fail)
+
+    fails_with(errno.ENOSPC)
+    assert main(["sweep", "list", "--results", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown == "tdmpc2: results/plan.json: the disk is full; free some space and run the same command again\n"
+    fails_with(errno.EIO)
+    with pytest.raises(OSError, match=r"plan\.json"):
+        main(["sweep", "list", "--results", str(tmp_path)])
 
 
 @pytest.mark.parametrize(("verb", "settings"), [("train", Config), ("evaluate", EvaluateConfig)])

@@ -44,13 +44,29 @@ class EmbeddedRay:
         import ray._private.ray_constants as constants
 
         self._ray = ray
-        self._folder, self._lock = _temporary_folder()
         # Ray takes the machine's address instead of the loopback one, which it is told here to do without: what it
         # listens on is then on 127.0.0.1 alone. This switch is its own, for systems whose firewall asks the user.
         clusters, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
         os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that Ray starts
         try:
-            ray.init(
+            self._begin(cores)
+        except Exception:  # where the machine is too busy to start it within half a minute, above all
+            try:
+                self._begin(cores)
+            except Exception as error:
+                raise UserError(
+                    f"Ray could not be started on this machine, twice ({error}). It gives up where the machine is too "
+                    "busy to start it within half a minute: try again later, or use --executor serial"
+                ) from error
+        finally:
+            constants.ENABLE_RAY_CLUSTER = clusters
+            del os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+
+    def _begin(self, cores: int) -> None:
+        """Start Ray in a folder of its own, or leave nothing behind."""
+        self._folder, self._lock = _temporary_folder()
+        try:
+            self._ray.init(
                 address="local",
                 num_cpus=cores,
                 include_dashboard=False,
@@ -61,18 +77,9 @@ class EmbeddedRay:
         except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
             self.close()
             raise KeyboardInterrupt from error
-        except Exception as error:
-            self.close()
-            raise UserError(
-                f"Ray could not be started on this machine ({error}). It gives up where the machine is too busy to "
-                "start it within half a minute: try again then, or use --executor serial"
-            ) from error
         except BaseException:
             self.close()
             raise
-        finally:
-            constants.ENABLE_RAY_CLUSTER = clusters
-            del os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
     def close(self) -> None:
         """End Ray, with what still runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,25 @@ def test_ray_begins_a_run_when_its_needs_are_done_before_those_that_wait_for_roo
     assert cup == 0
     assert multi in (1, 2)
     assert tuned - multi in (1, 2)
+
+
+def test_ray_that_does_not_start_is_tried_again_and_then_refused_without_leaving_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray
+
+    tries: list[str] = []
+
+    def init(_temp_dir: str, **_: Any) -> None:
+        tries.append(_temp_dir)
+        raise Exception("The current node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError, match=r"could not be started on this machine, twice \(The current node timed out"):
+        RayExecutor().check([])
+    assert len(set(tries)) == 2
+    assert not any(Path(folder).exists() for folder in tries)
 
 
 def test_address_where_nothing_listens_is_refused_at_once() -> None:
