@@ -20,7 +20,7 @@ REPORT = $(if $(CURVES),echo "published curves: $(CURVES) (REFERENCE=none leaves
 PLACE = $(if $(ADDRESS),--address $(ADDRESS)) $(if $(STORAGE),--storage $(STORAGE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-maniskill sweep plan status report lab test test-slow lint bench clean
+.PHONY: help setup setup-maniskill sweep plan status report lab test test-slow test-faults lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test: setup ## Run the tests
 
 test-slow: setup ## Run the slow tests too (learning, large models)
 	@$(BIN)/python -m pytest -m '' $(ARGS)
+
+test-faults: setup ## Injure a small sweep 100 times, and hold what comes out against an undisturbed one
+	@$(BIN)/python scripts/faults.py $(ARGS)
 
 lint: setup ## Check style and types
 	@$(BIN)/ruff check .
