@@ -271,6 +271,12 @@ def test_curves_are_over_environment_steps_and_on_a_data_set_over_updates(tmp_pa
         assert spec["layer"][-1]["encoding"]["x"]["title"] == axis
 
 
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit puts its script in the place of the main module, from which processes of later tests would begin."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 def page(results: Path) -> AppTest:
     def script(results_dir: str, name: str) -> None:
         from tdmpc2.sweeps.board.page import draw

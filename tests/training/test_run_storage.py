@@ -222,7 +222,7 @@ def test_a_fault_that_passes_is_got_over_and_missing_rights_are_told_at_once(url
 
 def test_of_two_machines_one_gets_the_lease_and_the_other_is_told_who_has_it(url, monkeypatch):
     monkeypatch.setattr(lease, "_machine", lambda: "")
-    first = Lease.take(Storage(url), lambda: None, seconds=0.5)
+    first = Lease.take(Storage(url), lambda: None, seconds=2.0)
     end = threading.Event()
 
     def renew() -> None:
@@ -232,7 +232,7 @@ def test_of_two_machines_one_gets_the_lease_and_the_other_is_told_who_has_it(url
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     with pytest.raises(RunBusyError, match=r"process .* is working on this run"):
-        Lease.take(Storage(url), lambda: None, seconds=0.5)
+        Lease.take(Storage(url), lambda: None, seconds=2.0)
     end.set()
     thread.join()
     assert first.holds()
