@@ -297,6 +297,8 @@ class SweepExecution:
                 return view
             return replace(view, state="waiting", message=self._why_it_waits(attempts))
         view = describe_run(run.entry, status, alive=False)
-        if outcome.end in ("done", "stopped"):
+        if outcome.end == "done":  # where results are in object storage, the status here may be older
+            return replace(view, state="done", message="")
+        if outcome.end == "stopped":
             return view
         return replace(view, state="failed", message=outcome.message)

@@ -159,6 +159,8 @@ class RayExecutor:
             unbegun = [Outcome(run.name, "stopped", "stopped before it began") for run in self._backlog.clear()]
             if unbegun:
                 return unbegun
+        if self._session is not None and (lost := self._session.lost()):
+            return self._start_anew(lost)
         self._feed()
         if not self._attempts:
             return []
@@ -166,6 +168,18 @@ class RayExecutor:
         self._ray.wait(pending, num_returns=1, timeout=timeout)
         ended, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
         return [self._outcome(attempt) for attempt in ended]
+
+    def _start_anew(self, lost: Sequence[str]) -> list[Outcome]:
+        """Start Ray again after some of its own processes were killed; the runs under way have to be resumed."""
+        reason = f"Ray's {' and '.join(lost)} was killed"
+        ended = [Outcome(run.name, "killed", reason) for run in self._attempts.values()]
+        self._attempts.clear()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        if not self._stopped:
+            self._start()
+        return ended
 
     def stop(self) -> None:
         """See `Executor`: Ray drops what waits and interrupts what runs, which there becomes a request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -12,11 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 from tdmpc2.errors import UserError
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Only settings and outcomes pass through Ray, so its store of objects is near the smallest that it accepts."""
 CONNECT_SECONDS = 10.0
+END_SECONDS = 5.0
+"""How long a process that is killed may take to end."""
 LONGEST_TEMPORARY_FOLDER = 40
 """Ray's sockets lie in its temporary folder, and the path of a socket is short: 107 characters."""
 PREFIX = "ray-"
@@ -81,6 +86,11 @@ class EmbeddedRay:
             self.close()
             raise
 
+    def lost(self) -> list[str]:
+        """Names of Ray's own processes that have ended although nobody asked them to: without one it runs no more."""
+        node = self._ray._private.worker._global_node
+        return sorted({name for name, _ in node.dead_processes()} & {"raylet", "gcs_server"})
+
     def close(self) -> None:
         """End Ray, with what still runs."""
         self._ray.shutdown()
@@ -107,11 +117,13 @@ class ConnectedRay:
             )
         self._ray = ray = import_ray()
         try:
+            _check_token(address)
             ray.init(address=address, **_OPTIONS)
-        except ray.exceptions.AuthenticationError as error:
+        except ray.exceptions.AuthenticationError:
             raise UserError(
-                f"--address {address}: the cluster refuses this machine's token ({error.message}). Copy the head's "
-                "(`ray get-auth-token` there shows it) to ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file"
+                f"--address {address}: the cluster refuses this machine's token, or there is none. Copy the head's "
+                "(`ray get-auth-token` there shows it) to ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file, "
+                "and set RAY_AUTH_MODE=token"
             ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
@@ -128,6 +140,10 @@ class ConnectedRay:
             "this Ray cluster asks for no token: whoever reaches its ports can run commands on its machines "
             "(docs/cluster.md says how to start it with one)"
         ]
+
+    def lost(self) -> list[str]:
+        """As of an embedded one; a cluster mends itself, or its driver ends with its head."""
+        return []
 
     def close(self) -> None:
         """Leave the cluster; the workers of this sweep end."""
@@ -168,6 +184,27 @@ def _check_reachable(address: str) -> None:
         raise UserError(f"--address {address}: no Ray cluster can be reached there ({error})") from None
 
 
+def _check_token(address: str) -> None:
+    """Show the head our token, once: Ray itself would do so for 20 s, and then tell of a failed connection.
+
+    Raises:
+        ray.exceptions.AuthenticationError: the head refuses it, or there is none.
+    """
+    import ray
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # it is there
+
+    if not address.rpartition(":")[2].isdigit():  # `auto`, which Ray looks up
+        return
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # where one is asked for and missing, the client aborts
+    try:
+        GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise
+    except ray.exceptions.RayError:  # whatever else there is with it, `ray.init` meets it too, and says more of it
+        return
+
+
 def _temporary_folder() -> tuple[Path, TextIO]:
     """A fresh folder for Ray's session with a short path, and the lock that tells that its driver lives.
 
@@ -196,7 +233,8 @@ def _remove_if_dead(lock: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of Ray's, its lock last: what the dying processes of a session still write goes the next time."""
+    """Remove the folder of a session that is over, its lock last, with the processes that are left of the session."""
+    _end_processes(folder)
     for entry in [entry for entry in folder.iterdir() if entry.name != _LOCK]:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
@@ -204,3 +242,17 @@ def _remove(folder: Path) -> None:
             entry.unlink(missing_ok=True)
     if [entry.name for entry in folder.iterdir()] == [_LOCK]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_processes(folder: Path) -> None:
+    """End the processes of a session that is over, which Ray's own watching would end some seconds later.
+
+    Until then they would make parts of its folder anew: those that were about to start make all of it.
+    """
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.pid != os.getpid() and any(str(folder) in word for word in process.cmdline()):
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=END_SECONDS)

@@ -267,7 +267,12 @@ class SweepStorage:
     def _pull_run(self, name: str) -> Status | None:
         from tdmpc2.training.fetching import pull_records
 
-        return pull_records(self.sweep.below(f"runs/{name}"), self.folder.run(name))
+        run = self.sweep.below(f"runs/{name}"), self.folder.run(name)
+        status = pull_records(*run)
+        if status is not None and status.state == "done":
+            # The status is fetched last: it may be newer than the listing that told which of the others had changed.
+            status = pull_records(*run)
+        return status
 
     def _fetch_own_files(self) -> bool:
         names = [name for name in self.sweep.entries()[0] if _is_of_sweep(name)]

@@ -155,3 +155,19 @@ def test_address_where_nothing_listens_is_refused_at_once() -> None:
         for spelling in (address, f"ray://{address}"):
             with pytest.raises(UserError, match=f"--address {spelling}: no Ray cluster"):
                 RayExecutor(spelling).check([])
+
+
+def test_wrong_token_is_told_after_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray import _raylet
+
+    def refuse(address: str) -> None:
+        raise ray.exceptions.AuthenticationError("InvalidAuthToken")
+
+    monkeypatch.setattr(_raylet, "GcsClient", refuse)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray would go on asking for 20 s"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address {address}: the cluster refuses this machine's token"):
+            RayExecutor(address).check([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pickle
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from tdmpc2.config import Config
 from tdmpc2.data.replay import Replay
 from tdmpc2.sweeps import commands, storage
 from tdmpc2.sweeps.executors import SerialExecutor, TrainFunction
-from tdmpc2.sweeps.storage import StoredDataset, StoredTraining
+from tdmpc2.sweeps.folder import SweepFolder
+from tdmpc2.sweeps.storage import StoredDataset, StoredTraining, SweepStorage
 from tdmpc2.training import fetching, run_storage
 from tdmpc2.training import storage as object_storage
-from tdmpc2.training.folder import RunFolder
+from tdmpc2.training.folder import RunFolder, Status
 from tdmpc2.training.offline import open_data
 from tdmpc2.training.runtime import StopRequest
 
@@ -199,3 +201,28 @@ def test_a_sweep_that_the_storage_does_not_have_is_refused_with_the_nearest_that
 def test_what_goes_to_other_machines_can_be_pickled(tmp_path: Path) -> None:
     dataset = StoredDataset("pair", ("cup-catch",), (), tmp_path, "s3://bucket/pair")
     assert pickle.loads(pickle.dumps((StoredTraining("s3://b"), dataset))) == (StoredTraining("s3://b"), dataset)
+
+
+def test_the_last_rows_of_a_run_that_ends_while_the_driver_looks_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bucket/pair/runs" / CUP).mkdir(parents=True)
+    (tmp_path / "bucket/pair/runs" / CUP / "status.json").touch()
+    ended = dict.fromkeys(field.name for field in dataclasses.fields(Status)) | {"state": "done"}
+    status = Status(**ended)  # type: ignore[arg-type]  # nothing else of it is read
+    stored_rows = ["first row", "last row"]
+    looks = []
+
+    def look(storage: object_storage.Storage, folder: RunFolder) -> Status:
+        # The first listing is from before the last row was stored; the status that is then read tells of the end.
+        folder.path.mkdir(parents=True, exist_ok=True)
+        looks.append(storage.url)
+        (folder.path / "eval.csv").write_text("\n".join(stored_rows[: len(looks)]))
+        return status
+
+    monkeypatch.setattr(fetching, "pull_records", look)
+    driver = SweepStorage(SweepFolder(tmp_path / "results", "pair"), (tmp_path / "bucket").as_uri())
+    driver.pull()
+    assert (driver.folder.run(CUP).path / "eval.csv").read_text() == "first row\nlast row"
+    driver.pull()
+    assert len(looks) == 2  # of a run that is done, nothing more is asked for
