@@ -14,9 +14,11 @@ STORAGE ?=
 ARGS ?=
 
 # The report of the sweeps named, or, with SWEEP= and a REFERENCE, of the published curves alone.
+# A sweep may be given as the path of its YAML file; its results lie under the file's name.
+SWEEPS = $(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(SWEEP))))
 CURVES = $(filter-out none,$(REFERENCE))
 REPORT = $(if $(CURVES),echo "published curves: $(CURVES) (REFERENCE=none leaves them out)" >&2;) \
-	$(BIN)/python -m analysis.report $(addprefix $(RESULTS)/,$(SWEEP)) $(if $(CURVES),--reference $(CURVES))
+	$(BIN)/python -m analysis.report $(addprefix $(RESULTS)/,$(SWEEPS)) $(if $(CURVES),--reference $(CURVES))
 PLACE = $(if $(ADDRESS),--address $(ADDRESS)) $(if $(STORAGE),--storage $(STORAGE))
 
 .DEFAULT_GOAL := help

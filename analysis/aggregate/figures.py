@@ -145,7 +145,7 @@ def _forest(
             for index, column in enumerate(columns):
                 corner = (left + index * (width + _GAP)) / total, 1 - (y + height) / tall
                 axes = figure.add_axes((*corner, width / total, height / tall))
-                axes.locator_params(axis="x", nbins=4)
+                axes.locator_params(axis="x", nbins=4, prune="both")  # none at the edges, beside the next panel's
                 draw(axes, block, column)
                 axes.set_yticks(range(len(lines)), list(lines) if index == 0 else [""] * len(lines), fontsize=_FONT)
                 axes.set_ylim(len(lines) - 0.5, -0.5)
